@@ -1,0 +1,110 @@
+# The only front door. Each target does the set-up that it needs (tools/bootstrap.sh).
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+SETUP  := tools/bootstrap.sh
+RUN    := $(CURDIR)/.venv/bin/python
+# --no-header keeps paths of the machine out of logs that are pasted elsewhere
+PYTEST := $(RUN) -m pytest --no-header
+JOBS   ?= 2
+INSIDE := tests/unit tests/flow tests/property
+# what `make e2e` and the others pass on: make e2e ARGS="-k tun", make demo ARGS=--rootless
+ARGS   ?=
+
+.PHONY: help demo test lint type e2e bench fuzz ci build pure debug coverage clean \
+        test-compiled test-pure test-debug e2e-pure
+
+help: ## what can be made
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: ## a network of namespaces, real traffic through the VIP, a table at the end
+	@$(SETUP) build net
+	@$(RUN) -m tunlb demo $(ARGS)
+
+test: ## all tests on both builds, and end to end where namespaces can be made
+	@$(SETUP) build try-net
+	@$(MAKE) test-compiled test-pure e2e-run
+
+test-compiled:
+	@$(SETUP) build
+	@if [ "$$CI" != true ] && [ "$$($(RUN) -c 'import tunlb; print(tunlb.build())')" != compiled ]; then \
+	  echo "== no compiled build here: only the uncompiled one is tested"; \
+	else \
+	  echo "== compiled: unit, flow, property, arch"; \
+	  TUNLB_BUILD=compiled $(PYTEST) -n $(JOBS) $(wildcard $(INSIDE)) tests/arch $(ARGS); \
+	fi
+
+test-pure: pure
+	@echo "== uncompiled: unit, flow, property, arch"
+	@cd build/pure && TUNLB_BUILD=pure PYTHONPATH=$(CURDIR)/build/pure \
+	  $(PYTEST) -n $(JOBS) $(wildcard $(INSIDE)) tests/arch $(ARGS)
+
+test-debug: debug
+	@echo "== compiled with checks: unit, flow, property"
+	@cd build/debug && TUNLB_BUILD=compiled PYTHONPATH=$(CURDIR)/build/debug \
+	  $(PYTEST) -n $(JOBS) $(wildcard $(INSIDE)) $(ARGS)
+
+e2e: ## real clients and servers in namespaces
+	@$(SETUP) build net
+	@$(MAKE) e2e-run
+
+.PHONY: e2e-run
+e2e-run:
+	@echo "== end to end"
+	@$(PYTEST) tests/e2e $(ARGS)
+
+e2e-pure: pure
+	@echo "== uncompiled, end to end (without the slow ones)"
+	@cd build/pure && PYTHONPATH=$(CURDIR)/build/pure $(PYTEST) tests/e2e -m 'not slow' $(ARGS)
+
+lint: ## format, lint, spelling, who imports whom
+	@$(SETUP)
+	@echo "== lint"
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/codespell
+	@.venv/bin/lint-imports --no-cache --no-logo
+
+type: ## mypy --strict
+	@$(SETUP)
+	@echo "== types"
+	@.venv/bin/mypy
+
+bench: ## the speed table, side by side with the limit of the device
+	@$(SETUP) build net bench
+	@$(MAKE) pure
+	@$(RUN) bench/speed.py $(ARGS)
+
+fuzz: ## property tests with many more examples (FUZZ_EXAMPLES=5000)
+	@$(SETUP) build
+	@$(PYTEST) -n $(JOBS) -p tools.fuzz_profile $(wildcard tests/property tests/fuzz) $(ARGS)
+
+# What fails early is cheap to run; the last line printed is pytest's own.
+ci: export CI = true
+ci: ## everything, as continuous integration runs it
+	@$(SETUP) build debug net
+	@$(MAKE) lint type test-compiled test-pure test-debug e2e-pure e2e-run
+
+build: ## compile the rooms in place
+	@$(SETUP) build
+	@$(RUN) -c 'import tunlb; print("tunlb", tunlb.__version__, tunlb.build())'
+
+pure: ## a copy of the tree without compiled rooms, in build/pure
+	@$(SETUP)
+	@$(RUN) tools/mirror.py build/pure
+
+debug: ## a copy compiled with checks, and Cython's annotated pages, in build/debug
+	@$(SETUP) debug
+
+coverage: pure ## which lines the inside's tests reach (uncompiled)
+	@cd build/pure && PYTHONPATH=$(CURDIR)/build/pure \
+	  $(RUN) -m coverage run -m pytest --no-header -q $(wildcard $(INSIDE)) $(ARGS)
+	@cd build/pure && $(RUN) -m coverage report
+
+clean: ## remove all that make made
+	@rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage
+	@find tunlb -name '*.so' -delete
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,185 @@
+/* udpflood: small UDP packets as fast as one core sends them, and a sink that counts what arrives.
+ *
+ * usage: udpflood sink PORT                           (0 = any free port)
+ *        udpflood send ADDR PORT [-f FLOWS] [-t SECONDS] [-n COUNT]
+ *   -f   flows = source ports (8)
+ *   -t   how long to send (3)
+ *   -n   stop after so many packets
+ * The sink prints "ready PORT", counts until SIGTERM, empties its socket and prints one JSON line.
+ * The sender prints one JSON line. Exit status 2: usage; 1: a socket failed.
+ *
+ * The sender does not pace itself: what is measured is the rate delivered at overload, and the
+ * surplus is lost in the rings on the way. 18 bytes of payload make the smallest Ethernet frame
+ * (60 bytes without the frame check sequence).
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PAYLOAD = 18, BATCH = 32, FLOWS_MAX = 256, SINK_BUFFER = 32 << 20, POLL_US = 50000 };
+
+static volatile sig_atomic_t stopping;
+
+static void on_signal(int signum)
+{
+    (void)signum;
+    stopping = 1;
+}
+
+static void die(const char *what)
+{
+    fprintf(stderr, "udpflood: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static double monotonic(void)
+{
+    struct timespec at;
+
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    return (double)at.tv_sec + (double)at.tv_nsec / 1e9;
+}
+
+/* BATCH messages of PAYLOAD bytes. A longer packet is cut on arrival, which is all that counts. */
+static void fill_batch(struct mmsghdr *messages, struct iovec *parts, char (*payloads)[PAYLOAD])
+{
+    memset(messages, 0, BATCH * sizeof *messages);
+    for (int i = 0; i < BATCH; i++) {
+        parts[i] = (struct iovec){.iov_base = payloads[i], .iov_len = PAYLOAD};
+        messages[i].msg_hdr.msg_iov = &parts[i];
+        messages[i].msg_hdr.msg_iovlen = 1;
+    }
+}
+
+static int open_sink(unsigned short port)
+{
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(port)};
+    struct timeval wait = {.tv_usec = POLL_US}; /* bounds how long a SIGTERM can go unseen */
+    socklen_t size = sizeof here;
+    int bytes = SINK_BUFFER;
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0 || bind(fd, (struct sockaddr *)&here, size) < 0)
+        die("bind");
+    /* The sink must not be what loses packets; without privilege the system's limit has to do. */
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof bytes) < 0)
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait) < 0)
+        die("SO_RCVTIMEO");
+    getsockname(fd, (struct sockaddr *)&here, &size);
+    printf("ready %u\n", ntohs(here.sin_port));
+    fflush(stdout);
+    return fd;
+}
+
+static int run_sink(unsigned short port)
+{
+    static char payloads[BATCH][PAYLOAD];
+    struct mmsghdr messages[BATCH];
+    struct iovec parts[BATCH];
+    struct sigaction action = {.sa_handler = on_signal};
+    unsigned long long packets = 0;
+    double first = 0, last = 0;
+
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    int fd = open_sink(port);
+    fill_batch(messages, parts, payloads);
+    for (;;) {
+        int count = recvmmsg(fd, messages, BATCH, stopping ? MSG_DONTWAIT : MSG_WAITFORONE, NULL);
+
+        if (count > 0) {
+            last = monotonic();
+            if (packets == 0)
+                first = last;
+            packets += (unsigned)count;
+        } else if (count < 0 && errno != EAGAIN && errno != EINTR) {
+            die("recvmmsg");
+        } else if (stopping && errno == EAGAIN) {
+            break;
+        }
+    }
+    printf("{\"packets\":%llu,\"seconds\":%.6f}\n", packets, last - first);
+    return 0;
+}
+
+static int usage(void)
+{
+    fprintf(stderr, "usage: udpflood sink PORT\n"
+                    "       udpflood send ADDR PORT [-f FLOWS] [-t SECONDS] [-n COUNT]\n");
+    return 2;
+}
+
+static void flood(const int *fds, int flows, double seconds, long long wanted)
+{
+    static char payloads[BATCH][PAYLOAD];
+    struct mmsghdr messages[BATCH];
+    struct iovec parts[BATCH];
+    long long sent = 0, errors = 0;
+    double begun = monotonic(), now = begun;
+
+    fill_batch(messages, parts, payloads);
+    for (int at = 0; now - begun < seconds; at = (at + 1) % flows) {
+        long long left = wanted < 0 ? BATCH : wanted - sent;
+
+        if (left == 0)
+            break;
+        int count = sendmmsg(fds[at], messages, left < BATCH ? (unsigned)left : BATCH, 0);
+
+        if (count > 0)
+            sent += count;
+        else
+            errors++; /* ENOBUFS, or an ICMP error that came back: the overload goes on */
+        now = monotonic();
+    }
+    printf("{\"packets\":%lld,\"errors\":%lld,\"seconds\":%.6f}\n", sent, errors, now - begun);
+}
+
+static int run_sender(int argc, char **argv)
+{
+    struct sockaddr_in target = {.sin_family = AF_INET};
+    int fds[FLOWS_MAX], flows = 8, option;
+    long long wanted = -1;
+    double seconds = 3;
+
+    while ((option = getopt(argc, argv, "f:t:n:")) != -1) {
+        if (option == 'f')
+            flows = atoi(optarg);
+        else if (option == 't')
+            seconds = atof(optarg);
+        else if (option == 'n')
+            wanted = atoll(optarg);
+        else
+            return usage();
+    }
+    if (argc - optind != 3 || flows < 1 || flows > FLOWS_MAX
+        || inet_pton(AF_INET, argv[optind + 1], &target.sin_addr) != 1)
+        return usage();
+    target.sin_port = htons((unsigned short)atoi(argv[optind + 2]));
+    for (int i = 0; i < flows; i++) {
+        fds[i] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        if (fds[i] < 0 || connect(fds[i], (struct sockaddr *)&target, sizeof target) < 0)
+            die("connect");
+    }
+    flood(fds, flows, seconds, wanted);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    prctl(PR_SET_PDEATHSIG, SIGTERM); /* a killed harness must not leave a sink behind */
+    if (argc == 3 && !strcmp(argv[1], "sink"))
+        return run_sink((unsigned short)atoi(argv[2]));
+    if (argc > 3 && !strcmp(argv[1], "send"))
+        return run_sender(argc, argv);
+    return usage();
+}

@@ -1,0 +1,53 @@
+"""Dests and clients for scheduler tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pytest
+
+from tunlb.ipvs.dest import Dest
+from tunlb.ipvs.scheduler import Scheduler
+from tunlb.packet import Packet
+from tunlb.wire.ipv4 import MAPPED
+
+Make = Callable[..., list[Dest]]
+Picks = Callable[..., list[int]]
+
+
+@pytest.fixture
+def make() -> Make:
+    """``make(3, 1, 0)``: dests 0, 1, 2 of these weights at 10.0.0.1, .2, .3, port 80."""
+
+    def build(*weights: int) -> list[Dest]:
+        base = MAPPED | 10 << 24 | 1
+        return [Dest(i, 4, 0, base + i, 80, weight=weight) for i, weight in enumerate(weights)]
+
+    return build
+
+
+@pytest.fixture
+def picks() -> Picks:
+    """The ids that a scheduler picks for a number of conns, -1 for none.
+
+    ``clients`` are low halves of source addresses; without them every conn comes from one client.
+    """
+
+    def pick(
+        scheduler: Scheduler, count: int = 0, clients: Iterable[int] = (), high: int = 0
+    ) -> list[int]:
+        pkt = Packet()
+        found = []
+        for client in clients or [MAPPED] * count:
+            pkt.saddr_hi, pkt.saddr = high, client
+            dest = scheduler.schedule(pkt, 0)
+            found.append(-1 if dest is None else dest.id)
+        return found
+
+    return pick
+
+
+@pytest.fixture
+def clients() -> range:
+    """4096 neighbouring client addresses, 192.168.0.0 and on."""
+    return range(MAPPED | 0xC0A80000, (MAPPED | 0xC0A80000) + 4096)

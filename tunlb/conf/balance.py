@@ -1,0 +1,227 @@
+"""Checks between services, dests and the network: who owns an address, who can be reached how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import UNSET
+
+from tunlb.conf.errors import Problems, did_you_mean, shown
+from tunlb.conf.lookup import Spans, overlaps
+from tunlb.conf.net import Network
+from tunlb.conf.parsed import Parsed
+from tunlb.conf.schema import DestLine, ServiceLine
+from tunlb.conf.values import LADDRS_MAX, AddressRange, IPAddress, special_of
+
+
+def check(problems: Problems, parsed: Parsed, network: Network) -> None:
+    """Adds what is wrong between services, dests and `network`."""
+    services = parsed.numbered(ServiceLine)
+    _vports(problems, services)
+    vips = {service.vaddr: _named(line, service) for line, service in services}
+    taken = Spans(_taken(network, vips))
+    whole_ports = parsed.whole("port")
+    for line, service in services:
+        _vip(problems, network, line, service)
+        if whole_ports:
+            _covered(problems, network, line, service)
+        _laddrs(problems, taken, line, service)
+    laddrs = Spans(
+        (span, f"local address of {_named(line, service)}")
+        for line, service in services
+        for span in service.laddrs
+    )
+    _Dests(problems, parsed, network, vips, laddrs).check()
+
+
+def _named(line: int, service: ServiceLine) -> str:
+    return f"service {shown(service.name)} (line {line})"
+
+
+def _vports(problems: Problems, services: list[tuple[int, ServiceLine]]) -> None:
+    """Two services may share an address only on different ports; any-port is what is left over."""
+    groups: dict[tuple[object, ...], list[tuple[int, ServiceLine]]] = {}
+    for line, service in services:
+        key = service.proto, service.vaddr, service.vport.is_any
+        groups.setdefault(key, []).append((line, service))
+    for group in groups.values():
+        for earlier, later in overlaps([service.vport for _, service in group]):
+            (first, kept), (line, service) = group[earlier], group[later]
+            at = f"{service.proto} {service.vaddr} port {service.vport}"
+            if kept.vport == service.vport:
+                message = f"{at} is already {_named(first, kept)}"
+            else:
+                message = f"{at} overlaps {_named(first, kept)}, port {kept.vport}"
+            problems.add(line, "$.vport", message, hint="each port belongs to one service")
+
+
+def _taken(network: Network, vips: dict[IPAddress, str]) -> Iterator[tuple[AddressRange, str]]:
+    for addresses, word in ((network.own, ""), (network.host, ""), (vips, "vaddr of ")):
+        for address, where in addresses.items():
+            yield AddressRange(address, address), f"{address} is the {word}{where}"
+
+
+def _vip(problems: Problems, network: Network, line: int, service: ServiceLine) -> None:
+    taken = network.host.get(service.vaddr)
+    if taken:
+        message = f"{service.vaddr} is the {taken}"
+        problems.add(line, "$.vaddr", message, hint="the kernel would answer for it as well")
+
+
+def _laddrs(problems: Problems, taken: Spans[str], line: int, service: ServiceLine) -> None:
+    if service.fwdmode == "fnat" and not service.laddrs:
+        hint = 'fnat needs local addresses, e.g. "laddrs": ["10.0.0.200"], or set "fwdmode"'
+        problems.add(line, "$.laddrs", "missing", hint=hint)
+    same: list[int] = []  # positions of those of the right family
+    for index, span in enumerate(service.laddrs):
+        path = f"$.laddrs[{index}]"
+        if span[0].version != service.vaddr.version:
+            message = f"{span} is IPv{span[0].version}, the dests of this service are not"
+            hint = f"the vaddr is IPv{service.vaddr.version}; NAT64 is not supported yet"
+            problems.add(line, path, message, hint=hint)
+            continue
+        same.append(index)
+        conflict = taken.touching(span)
+        if conflict:
+            problems.add(line, path, conflict, hint="a local address is used for nothing else")
+    spans = [service.laddrs[index] for index in same]
+    for earlier, later in overlaps([(int(span[0]), int(span[1])) for span in spans]):
+        message = f"{spans[later]} is already in this list, in {shown(str(spans[earlier]))}"
+        problems.add(line, f"$.laddrs[{same[later]}]", message, hint="give each address once")
+    total = sum(span.size for span in spans)
+    if total > LADDRS_MAX:
+        message = f"{total} local addresses, more than {LADDRS_MAX}"
+        problems.add(line, "$.laddrs", message, hint="one gives 64511 connections to each dest")
+
+
+def _covered(problems: Problems, network: Network, line: int, service: ServiceLine) -> None:
+    """The VIP and the laddrs have an owner: the port whose subnet holds them, or a tun's kernel."""
+    _owned(problems, network, line, "$.vaddr", service.vaddr)
+    for index, span in enumerate(service.laddrs):
+        path = f"$.laddrs[{index}]"
+        if span[0].version != service.vaddr.version:
+            continue
+        subnet = network.subnets.find(span[0])
+        if subnet is not None and span[1] in subnet[0]:
+            # Inside one subnet, only the ends can be no host's.
+            addresses = iter(sorted({span[0], span[1]}, key=int))
+        else:
+            addresses = span.addresses()
+        all(_owned(problems, network, line, path, address) for address in addresses)
+
+
+def _owned(problems: Problems, network: Network, line: int, path: str, address: IPAddress) -> bool:
+    found = network.subnets.find(address)
+    if found is None:
+        if network.has_tun:
+            return True
+        hint = 'give a port an address in the subnet that holds it, or use a port of "type": "tun"'
+        problems.add(line, path, f"no port's subnet holds {address}", hint=hint)
+        return False
+    special = special_of(found[0], address)
+    if special:
+        message = f"{address} is {special} of {found[0]} on port {shown(found[1])}"
+        problems.add(line, path, message, hint="choose a host's address")
+        return False
+    return True
+
+
+class _Dests:
+    """The checks of dest lines."""
+
+    def __init__(
+        self,
+        problems: Problems,
+        parsed: Parsed,
+        network: Network,
+        vips: dict[IPAddress, str],
+        laddrs: Spans[str],
+    ) -> None:
+        self.problems = problems
+        self.parsed = parsed
+        self.network = network
+        self.vips = vips
+        self.laddrs = laddrs
+        self.services = {service.name: service for service in parsed.of(ServiceLine)}
+        self.reach = parsed.whole("port", "route")
+
+    def check(self) -> None:
+        first: dict[tuple[object, ...], int] = {}
+        for line, dest in self.parsed.numbered(DestLine):
+            service = self.services.get(dest.service)
+            single = service.vport.single if service is not None else None
+            dport = single if dest.dport is None else dest.dport
+            before = first.setdefault((dest.service, dest.daddr, dport), line)
+            if before != line:
+                message = f"this dest of service {shown(dest.service)} is already on line {before}"
+                self.problems.add(line, "$.daddr", message, hint="keep one, and set its weight")
+            if service is not None:
+                self._of_service(line, dest, service)
+            else:
+                self._dangling(line, dest)
+            self._place(line, dest)
+
+    def _dangling(self, line: int, dest: DestLine) -> None:
+        known = self.parsed.declares("service", dest.service)
+        if not known and not self.parsed.unreadable:
+            message = f"no service is named {shown(dest.service)}"
+            hint = did_you_mean(dest.service, self.parsed.names("service"))
+            self.problems.add(line, "$.service", message, hint=hint)
+
+    def _of_service(self, line: int, dest: DestLine, service: ServiceLine) -> None:
+        add = self.problems.add
+        if dest.daddr.version != service.vaddr.version:
+            message = (
+                f"{dest.daddr} is IPv{dest.daddr.version},"
+                f" the vaddr of service {shown(service.name)} is IPv{service.vaddr.version}"
+            )
+            add(line, "$.daddr", message, hint="NAT64 is not supported yet: use one family")
+        fwdmode = service.fwdmode if dest.fwdmode is UNSET else dest.fwdmode
+        # Where the service's own fwdmode is fnat, its line has the problem.
+        if fwdmode == "fnat" and service.fwdmode != "fnat" and not service.laddrs:
+            message = f"fnat, but service {shown(service.name)} has no laddrs"
+            add(line, "$.fwdmode", message, hint='add "laddrs" to the service')
+        if fwdmode == "dr":
+            self._dr(line, dest, service)
+
+    def _dr(self, line: int, dest: DestLine, service: ServiceLine) -> None:
+        if dest.dport is not None and dest.dport != service.vport.single:
+            message = f"{dest.dport} is not the vport ({service.vport}), and dr cannot map ports"
+            hint = "dr rewrites only the Ethernet header: leave dport out, or use nat or fnat"
+            self.problems.add(line, "$.dport", message, hint=hint)
+        found = self.network.hops.find(dest.daddr)
+        if found is None or not self.reach:
+            return
+        hop = found[1]
+        if self.network.types.get(hop.port) == "tun":
+            message = f"dr cannot reach {dest.daddr} through {shown(hop.port)}, which is a tun"
+            hint = (
+                "a packet that keeps its vaddr is routed back into the tun, so dr on a tun loops"
+                " by definition: use fnat, or a tap port"
+            )
+            self.problems.add(line, "$.daddr", message, hint=hint)
+        elif not hop.on_link:
+            message = f"dr cannot reach {dest.daddr} by a gateway"
+            hint = "a dr dest is on link of a tap port: only its Ethernet address tells it apart"
+            self.problems.add(line, "$.daddr", message, hint=hint)
+
+    def _place(self, line: int, dest: DestLine) -> None:
+        """A dest is somebody else, and somewhere."""
+        conflict = ""
+        if dest.daddr in self.vips:
+            conflict = f"the vaddr of {self.vips[dest.daddr]}"
+        elif dest.daddr in self.network.own:
+            conflict = f"the {self.network.own[dest.daddr]}"
+        else:
+            laddr = self.laddrs.touching(AddressRange(dest.daddr, dest.daddr))
+            conflict = f"a {laddr}" if laddr else ""
+        if conflict:
+            message = f"{dest.daddr} is {conflict}"
+            self.problems.add(line, "$.daddr", message, hint="packets to it would come back here")
+        elif self.reach and self.network.hops.find(dest.daddr) is None:
+            message = f"no port's subnet and no route reaches {dest.daddr}"
+            whole = "0.0.0.0/0" if dest.daddr.version == 4 else "::/0"
+            port = next(iter(self.network.types), "lb0")
+            line_text = f'{{"kind": "route", "dst": "{whole}", "port": "{port}"}}'
+            hint = f"add a route, e.g. {line_text}, with a via where a router is next"
+            self.problems.add(line, "$.daddr", message, hint=hint)

@@ -1,0 +1,29 @@
+cimport cython
+from tunlb.counters cimport Counters
+from tunlb.ipvs.core cimport Ipvs
+from tunlb.neigh cimport NeighTable
+from tunlb.outbox cimport Outbox
+from tunlb.packet cimport Packet
+from tunlb.pipeline.icmp cimport IcmpErrors
+from tunlb.pipeline.ingress cimport Ingress
+from tunlb.pipeline.ip cimport Ip
+
+cdef class Director:
+    cdef public object config
+    cdef public Counters counters
+    cdef public unsigned long long seed
+    cdef public Packet packet
+    cdef public Outbox outbox
+    cdef public list netifs
+    cdef public NeighTable neighs
+    cdef public Ip ip
+    cdef public IcmpErrors icmp
+    cdef public Ingress ingress
+    cdef public Ipvs ipvs
+    cdef int _n_ports
+    cdef dict _modes, _protocols, _services, _dests
+    cdef list _lingering, _announcements
+    cdef long long _swept
+
+    cpdef int receive(self, Packet pkt, long long now) except -1
+    cpdef tick(self, long long now)

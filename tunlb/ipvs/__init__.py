@@ -1,0 +1,1 @@
+"""IPVS: services, dests, schedulers, conns and what they do to a packet."""

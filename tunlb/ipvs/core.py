@@ -1,0 +1,474 @@
+"""IPVS' two hooks: Defence, and IpvsIn, which finds or makes the conn of a packet (DPVS: src/ipvs/ip_vs_core.c).
+
+IpvsIn, for a packet addressed to this station: an ICMP error about a conn's packet is translated; a packet of a known
+conn moves its state and is rewritten; another one that may open a conn is scheduled. Everything that may refuse the
+packet (TTL, MTU, no dest, table full) comes before the rewrite, so that an ICMP error quotes what its sender wrote.
+"""
+
+from __future__ import annotations
+
+import cython
+
+from tunlb.counters import Counters, DropReason, Event
+from tunlb.hook import Hook, Point, Verdict
+from tunlb.ipvs.conn import ACTIVE, INBOUND, ONEWAY, ConnTable
+from tunlb.ipvs.dest import Dest
+from tunlb.ipvs.laddr import LportPool, LportPools
+from tunlb.ipvs.mode import Mode
+from tunlb.ipvs.protocol import CLOSING, DIR_INPUT, DIR_INPUT_ONLY, DIR_OUTPUT, ESTABLISHED, Protocol
+from tunlb.ipvs.service import Service, ServiceTable
+from tunlb.neigh import NeighEntry, NeighTable
+from tunlb.netif import Addresses
+from tunlb.packet import HOST, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Packet
+from tunlb.route import Route, RouteTable
+from tunlb.timers import Wheel
+from tunlb.wire.icmp import ERR_NET_UNREACHABLE, ERR_PORT_UNREACHABLE, ERR_TIME_EXCEEDED, ERR_TOO_BIG
+
+if cython.compiled:
+    from cython.cimports.tunlb.ipvs import related, rewrite
+    from cython.cimports.tunlb.wire import icmp, ipv4, ipv6
+else:
+    from tunlb.ipvs import related, rewrite
+    from tunlb.wire import icmp, ipv4, ipv6
+
+EVICT_SCAN = 1024  #: rows looked at to find one to evict when the table is full
+RECYCLE_SCAN = 64  #: lports looked at to find one of a closing conn when a pool is full
+
+_ACCEPT = cython.declare(cython.int, Verdict.ACCEPT)
+_DROP = cython.declare(cython.int, Verdict.DROP)
+_HOST = cython.declare(cython.int, HOST)
+_TCP = cython.declare(cython.int, IPPROTO_TCP)
+_UDP = cython.declare(cython.int, IPPROTO_UDP)
+_ICMP = cython.declare(cython.int, IPPROTO_ICMP)
+_ICMPV6 = cython.declare(cython.int, IPPROTO_ICMPV6)
+_INBOUND = cython.declare(cython.int, INBOUND)
+_ONEWAY = cython.declare(cython.int, ONEWAY)
+_ACTIVE = cython.declare(cython.int, ACTIVE)
+_CLOSING = cython.declare(cython.int, CLOSING)
+_ESTABLISHED = cython.declare(cython.int, ESTABLISHED)
+_DIR_INPUT = cython.declare(cython.int, DIR_INPUT)
+_DIR_OUTPUT = cython.declare(cython.int, DIR_OUTPUT)
+_DIR_INPUT_ONLY = cython.declare(cython.int, DIR_INPUT_ONLY)
+_FRAGMENT = cython.declare(cython.int, DropReason.FRAGMENT)
+_TTL_EXCEEDED = cython.declare(cython.int, DropReason.TTL_EXCEEDED)
+_MTU_EXCEEDED = cython.declare(cython.int, DropReason.MTU_EXCEEDED)
+_NO_ROUTE = cython.declare(cython.int, DropReason.NO_ROUTE)
+_NEIGH_TABLE_FULL = cython.declare(cython.int, DropReason.NEIGH_TABLE_FULL)
+_TCP_NOT_SYN = cython.declare(cython.int, DropReason.TCP_NOT_SYN)
+_UDP_TO_TCP_VIP = cython.declare(cython.int, DropReason.UDP_TO_TCP_VIP)
+_NO_DEST = cython.declare(cython.int, DropReason.NO_DEST)
+_CONN_TABLE_FULL = cython.declare(cython.int, DropReason.CONN_TABLE_FULL)
+_LPORT_EXHAUSTED = cython.declare(cython.int, DropReason.LPORT_EXHAUSTED)
+_CONN_EXISTS = cython.declare(cython.int, DropReason.CONN_EXISTS)
+_DEST_GONE = cython.declare(cython.int, DropReason.DEST_GONE)
+_ERR_TTL = cython.declare(cython.int, ERR_TIME_EXCEEDED)
+_ERR_PORT = cython.declare(cython.int, ERR_PORT_UNREACHABLE)
+_ERR_NET = cython.declare(cython.int, ERR_NET_UNREACHABLE)
+_ERR_MTU = cython.declare(cython.int, ERR_TOO_BIG)
+_IN_PACKETS = cython.declare(cython.int, Event.IPVS_IN_PACKETS)
+_IN_BYTES = cython.declare(cython.int, Event.IPVS_IN_BYTES)
+_MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
+
+# Words of a row, see ipvs/conn.py.
+_B_PROTO = cython.declare(cython.longlong, 72)
+_B_AF = cython.declare(cython.longlong, 73)
+_B_STATE = cython.declare(cython.longlong, 74)
+_B_FWDMODE = cython.declare(cython.longlong, 75)
+_H_FLAGS = cython.declare(cython.longlong, 38)
+_H_NEIGH = cython.declare(cython.longlong, 50)
+_H_MTU = cython.declare(cython.longlong, 52)
+_D_PORTS = cython.declare(cython.longlong, 16)
+_D_LAST_SEEN = cython.declare(cython.longlong, 20)
+_D_TIMEOUT = cython.declare(cython.longlong, 21)
+_D_DEST = cython.declare(cython.longlong, 22)
+_D_PACKETS = cython.declare(cython.longlong, 27)
+_D_EPOCH = cython.declare(cython.longlong, 31)
+
+
+class ConnTimers(Wheel):
+    """The lazy timers of the conn table: a packet only stores ``last_seen``; the wheel looks when the time is over."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity, 1024, 250)
+        self.ipvs: Ipvs | None = None
+
+    def fire(self, index: cython.int, now: cython.longlong) -> cython.longlong:
+        return self.ipvs.check_expiry(index, now)
+
+
+class Ipvs:
+    """Services, dests and conns of one worker, and what happens to their packets."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        conns: ConnTable,
+        neighs: NeighTable,
+        routes: RouteTable,
+        addresses: Addresses,
+        pools: LportPools,
+        protocols: list[Protocol],
+        modes: list[Mode],
+    ) -> None:
+        self.counters = counters
+        self.conns = conns
+        self.neighs = neighs
+        self.routes = routes
+        self.addresses = addresses
+        self.pools = pools
+        self.services = ServiceTable()
+        self.dests: list[Dest | None] = []
+        self.protocols: list[Protocol | None] = [None] * 256
+        for protocol in protocols:
+            self.protocols[protocol.number] = protocol
+        self.modes: list[Mode | None] = [None] * 8
+        for mode in modes:
+            self.modes[mode.number] = mode
+        self.timers = ConnTimers(conns.conn_max)
+        self.timers.ipvs = self
+        self._hand = 0
+
+    # -- the packet path
+
+    def receive(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        """The verdict on a packet at PRE_ROUTING; ACCEPT with ``neigh`` set when it is ours to send."""
+        if pkt.l2_type != _HOST:
+            return _ACCEPT
+        if pkt.proto == (_ICMP if pkt.af == 4 else _ICMPV6):
+            if icmp.is_error(pkt):
+                return self._related(pkt, now)
+            return _ACCEPT
+        protocol: Protocol = self.protocols[pkt.proto]
+        if protocol is None:
+            return _ACCEPT
+        conns = self.conns
+        entry: cython.longlong = conns.lookup(pkt)
+        if entry < 0:
+            return self._schedule(pkt, protocol, now)
+        row: cython.longlong = entry >> 1
+        direction: cython.int = entry & 1
+        if direction == _INBOUND and protocol.reopens(pkt, conns.b[row * 128 + _B_STATE]):
+            self.end(row)
+            self.counters.add(Event.CONN_REUSED, 1)
+            return self._schedule(pkt, protocol, now)
+        dest: Dest = self.dests[conns.d[row * 32 + _D_DEST]]
+        if dest.drain_until >= 0 and now > dest.drain_until:
+            self.end(row)
+            return pkt.drop(_DEST_GONE)
+        reason: cython.int = self._admit(pkt, row, direction, now)
+        if reason != 0:
+            return _DROP
+        self._track(pkt, protocol, row, direction, dest, now)
+        return self._send(pkt, row, direction, dest)
+
+    def _admit(self, pkt: Packet, row: cython.longlong, direction: cython.int, now: cython.longlong) -> cython.int:
+        """May the packet leave? Sets ``neigh``; else not 0, with the reason and the ICMP error on the packet."""
+        conns = self.conns
+        if conns.d[row * 32 + _D_EPOCH] != self.neighs.epoch:
+            self._resolve(row, now)
+        neigh: cython.int = conns.h[row * 64 + _H_NEIGH + direction]
+        if neigh == 0:
+            # Nothing learnt: look again at the next packet, the table may have room by then.
+            conns.d[row * 32 + _D_EPOCH] = 0
+            if conns.h[row * 64 + _H_MTU + direction] == 0:
+                icmp.refuse(pkt, _NO_ROUTE, _ERR_NET, 0)
+            else:
+                pkt.drop(_NEIGH_TABLE_FULL)
+            return 1
+        if pkt.ttl <= 1:
+            icmp.refuse(pkt, _TTL_EXCEEDED, _ERR_TTL, 0)
+            return 1
+        if pkt.wire_length() > conns.h[row * 64 + _H_MTU + direction]:
+            icmp.refuse(pkt, _MTU_EXCEEDED, _ERR_MTU, conns.h[row * 64 + _H_MTU + direction])
+            return 1
+        pkt.neigh = neigh
+        return 0
+
+    def _resolve(self, row: cython.longlong, now: cython.longlong) -> None:
+        """Route and neighbour of both directions: INBOUND towards the dest, OUTBOUND towards the client."""
+        conns = self.conns
+        direction: cython.int
+        at: cython.longlong
+        route: Route
+        index: cython.int
+        entry: NeighEntry
+        for direction in range(1 if conns.h[row * 64 + _H_FLAGS] & _ONEWAY else 2):
+            at = row * 16 + (1 - direction) * 4
+            conns.h[row * 64 + _H_NEIGH + direction] = 0
+            conns.h[row * 64 + _H_MTU + direction] = 0
+            route = self.routes.lookup(conns.q[at], conns.q[at + 1])
+            if route is None:
+                continue
+            if route.on_link:
+                index = self.neighs.resolve(route.netif, conns.q[at], conns.q[at + 1], now)
+            else:
+                index = self.neighs.resolve(route.netif, route.via_hi, route.via, now)
+            conns.h[row * 64 + _H_MTU + direction] = route.mtu
+            conns.h[row * 64 + _H_NEIGH + direction] = index
+            if index != 0:
+                entry = self.neighs.entries[index]
+                entry.pinned = True
+        conns.d[row * 32 + _D_EPOCH] = self.neighs.epoch
+
+    def _track(
+        self,
+        pkt: Packet,
+        protocol: Protocol,
+        row: cython.longlong,
+        direction: cython.int,
+        dest: Dest,
+        now: cython.longlong,
+    ) -> None:
+        """Move the conn's state, and confirm the neighbour whose ACK this is."""
+        conns = self.conns
+        state: cython.int = conns.b[row * 128 + _B_STATE]
+        column: cython.int = _DIR_OUTPUT
+        if direction == _INBOUND:
+            column = _DIR_INPUT_ONLY if conns.h[row * 64 + _H_FLAGS] & _ONEWAY else _DIR_INPUT
+        new: cython.int = protocol.next_state(pkt, state, column)
+        conns.d[row * 32 + _D_LAST_SEEN] = now & _MASK32
+        if new != state:
+            self._set_state(protocol, row, new, dest, now)
+        if pkt.proto == _TCP and pkt.tcp_flags & 0x10:
+            behind: cython.int = conns.h[row * 64 + _H_NEIGH + 1 - direction]
+            if behind != 0:
+                entry: NeighEntry = self.neighs.entries[behind]
+                entry.confirmed = now
+
+    def _set_state(
+        self, protocol: Protocol, row: cython.longlong, state: cython.int, dest: Dest, now: cython.longlong
+    ) -> None:
+        conns = self.conns
+        conns.b[row * 128 + _B_STATE] = state
+        flags: cython.int = conns.h[row * 64 + _H_FLAGS]
+        if protocol.kind(state) == _ESTABLISHED:
+            if not flags & _ACTIVE:
+                conns.h[row * 64 + _H_FLAGS] = flags | _ACTIVE
+                dest.actconns += 1
+                dest.inactconns -= 1
+        elif flags & _ACTIVE:
+            conns.h[row * 64 + _H_FLAGS] = flags & ~_ACTIVE
+            dest.actconns -= 1
+            dest.inactconns += 1
+        timeout: cython.uint = dest.timeouts.of(state)
+        if timeout < conns.d[row * 32 + _D_TIMEOUT]:
+            self.timers.schedule(row, now, timeout)
+        conns.d[row * 32 + _D_TIMEOUT] = timeout
+
+    def _send(self, pkt: Packet, row: cython.longlong, direction: cython.int, dest: Dest) -> cython.int:
+        """Rewrite, lower the TTL, count; the pipeline does the rest."""
+        length: cython.int = pkt.end - pkt.l3
+        rewrite.apply(pkt, self.conns, row, direction)
+        if pkt.af == 4:
+            ipv4.decrement_ttl(pkt)
+        else:
+            ipv6.decrement_hop_limit(pkt)
+        self.conns.d[row * 32 + _D_PACKETS + direction] += 1
+        if direction == _INBOUND:
+            dest.in_packets += 1
+            dest.in_bytes += length
+        else:
+            dest.out_packets += 1
+            dest.out_bytes += length
+        self.counters.add(_IN_PACKETS + direction, 1)
+        self.counters.add(_IN_BYTES + direction, length)
+        return _ACCEPT
+
+    def _related(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        """An ICMP error: if it is about a packet of a conn, pass it on to the side that sent that packet."""
+        entry: cython.longlong = related.find(pkt, self.conns)
+        if entry == -1:
+            if self.addresses.is_local(pkt.daddr_hi, pkt.daddr):
+                return pkt.drop(DropReason.ICMP_UNRELATED)
+            return _ACCEPT
+        if entry < 0:
+            return pkt.drop(DropReason.ICMP_INVALID)
+        row: cython.longlong = entry >> 1
+        direction: cython.int = entry & 1
+        if self._admit(pkt, row, direction, now) != 0:
+            return _DROP
+        related.translate(pkt, self.conns, row, direction)
+        if pkt.af == 4:
+            ipv4.decrement_ttl(pkt)
+        else:
+            ipv6.decrement_hop_limit(pkt)
+        self.counters.add(Event.ICMP_RELATED, 1)
+        return _ACCEPT
+
+    # -- the birth of a conn
+
+    def _schedule(self, pkt: Packet, protocol: Protocol, now: cython.longlong) -> cython.int:
+        """A packet of no conn: find its service, pick a dest, make the conn, send it on."""
+        service: Service = self.services.lookup(pkt.proto, pkt.daddr_hi, pkt.daddr, pkt.dport)
+        if service is None:
+            if (
+                pkt.proto == _UDP
+                and self.services.vip_has(_TCP, pkt.daddr_hi, pkt.daddr)
+                and not self.services.vip_has(_UDP, pkt.daddr_hi, pkt.daddr)
+            ):
+                return pkt.drop(_UDP_TO_TCP_VIP)
+            return _ACCEPT
+        if not protocol.opens(pkt):
+            return pkt.drop(_TCP_NOT_SYN)
+        if pkt.ttl <= 1:
+            return icmp.refuse(pkt, _TTL_EXCEEDED, _ERR_TTL, 0)
+        dest: Dest = service.scheduler.schedule(pkt, now)
+        if dest is None:
+            return icmp.refuse(pkt, _NO_DEST, _ERR_PORT, 0)
+        row: cython.longlong = self._new(pkt, service, dest, now)
+        if row < 0:
+            return _DROP
+        if self._admit(pkt, row, _INBOUND, now) != 0:
+            self.end(row)
+            return _DROP
+        service.conns += 1
+        dest.conns += 1
+        self.counters.add(Event.CONN_NEW, 1)
+        self._track(pkt, protocol, row, _INBOUND, dest, now)
+        self.timers.schedule(row, now, self.conns.d[row * 32 + _D_TIMEOUT])
+        return self._send(pkt, row, _INBOUND, dest)
+
+    def _new(self, pkt: Packet, service: Service, dest: Dest, now: cython.longlong) -> cython.int:
+        """A linked row for the conn that ``pkt`` opens to ``dest``; -1 with the reason on the packet."""
+        conns = self.conns
+        row: cython.longlong = conns.alloc()
+        if row < 0:
+            if self._evict(now):
+                row = conns.alloc()
+            if row < 0:
+                pkt.drop(_CONN_TABLE_FULL)
+                return -1
+        at: cython.longlong = row * 16
+        conns.q[at] = pkt.saddr_hi
+        conns.q[at + 1] = pkt.saddr
+        conns.q[at + 2] = pkt.daddr_hi
+        conns.q[at + 3] = pkt.daddr
+        conns.d[row * 32 + _D_PORTS] = (pkt.sport << 16) | pkt.dport
+        conns.b[row * 128 + _B_PROTO] = pkt.proto
+        conns.b[row * 128 + _B_AF] = pkt.af
+        conns.b[row * 128 + _B_FWDMODE] = dest.fwdmode
+        conns.d[row * 32 + _D_DEST] = dest.id
+        conns.d[row * 32 + _D_TIMEOUT] = dest.timeouts.of(0)
+        mode: Mode = self.modes[dest.fwdmode]
+        reason: cython.int = mode.bind(conns, row, service, dest, now)
+        if reason == _LPORT_EXHAUSTED and self._recycle_lport(row, service, dest):
+            reason = mode.bind(conns, row, service, dest, now)
+        if reason == 0:
+            rewrite.prepare(conns, row, 0, pkt.af)
+            rewrite.prepare(conns, row, 1, dest.af)
+            dest.inactconns += 1
+            if conns.link(row):
+                return row
+            dest.inactconns -= 1
+            mode.unbind(conns, row)
+            reason = _CONN_EXISTS
+        conns.free(row)
+        pkt.drop(reason)
+        return -1
+
+    def _recycle_lport(self, row: cython.longlong, service: Service, dest: Dest) -> cython.bint:
+        """Every lport towards the dest is taken: end a conn that is closing, taken longest ago, for its port."""
+        conns = self.conns
+        dport: cython.uint = dest.dport if dest.dport != 0 else conns.d[row * 32 + _D_PORTS] & 0xFFFF
+        proto: cython.int = conns.b[row * 128 + _B_PROTO]
+        protocol: Protocol = self.protocols[proto]
+        i: cython.int
+        lport: cython.int
+        entry: cython.longlong
+        pool: LportPool
+        for hi, lo in service.laddrs:
+            pool = self.pools.pool(hi, lo, dest.daddr_hi, dest.daddr, (dport << 8) | proto)
+            for i in range(RECYCLE_SCAN):
+                lport = pool.next_victim()
+                entry = conns.find(dest.daddr_hi, dest.daddr, hi, lo, (dport << 16) | lport, proto)
+                if entry >= 0 and protocol.kind(conns.b[(entry >> 1) * 128 + _B_STATE]) == _CLOSING:
+                    self.end(entry >> 1)
+                    self.counters.add(Event.LPORT_RECYCLED, 1)
+                    return True
+        return False
+
+    # -- the end of a conn
+
+    def end(self, row: cython.longlong) -> None:
+        """Forget a conn: its keys, lport, timer and place in its dest's counts."""
+        conns = self.conns
+        conns.unlink(row)
+        mode: Mode = self.modes[conns.b[row * 128 + _B_FWDMODE]]
+        mode.unbind(conns, row)
+        dest: Dest = self.dests[conns.d[row * 32 + _D_DEST]]
+        if conns.h[row * 64 + _H_FLAGS] & _ACTIVE:
+            dest.actconns -= 1
+        else:
+            dest.inactconns -= 1
+        self.timers.cancel(row)
+        conns.free(row)
+
+    def check_expiry(self, row: cython.int, now: cython.longlong) -> cython.int:
+        """The timer's question: 0 when the conn ended, else the ms until its time is over."""
+        conns = self.conns
+        if not conns.valid(row):
+            return 0
+        age: cython.longlong = (now - conns.d[row * 32 + _D_LAST_SEEN]) & _MASK32
+        left: cython.longlong = conns.d[row * 32 + _D_TIMEOUT] - age
+        dest: Dest = self.dests[conns.d[row * 32 + _D_DEST]]
+        if left > 0 and not (dest.drain_until >= 0 and now > dest.drain_until):
+            return left
+        self.end(row)
+        self.counters.add(Event.CONN_EXPIRED, 1)
+        return 0
+
+    def _evict(self, now: cython.longlong) -> cython.bint:
+        """Make room: of the next EVICT_SCAN rows, the half-open, else closing, else idle one unseen for longest."""
+        conns = self.conns
+        best: cython.longlong = -1
+        best_kind: cython.int = _ESTABLISHED
+        best_age: cython.longlong = -1
+        kind: cython.int
+        age: cython.longlong
+        i: cython.longlong
+        row: cython.longlong = self._hand
+        protocol: Protocol
+        for i in range(min(EVICT_SCAN, conns.conn_max)):
+            row += 1
+            if row >= conns.conn_max:
+                row = 0
+            if not conns.valid(row):
+                continue
+            protocol = self.protocols[conns.b[row * 128 + _B_PROTO]]
+            kind = protocol.kind(conns.b[row * 128 + _B_STATE])
+            age = (now - conns.d[row * 32 + _D_LAST_SEEN]) & _MASK32
+            if kind < best_kind or (kind == best_kind and kind != _ESTABLISHED and age > best_age):
+                best = row
+                best_kind = kind
+                best_age = age
+        self._hand = row
+        if best < 0:
+            return False
+        self.end(best)
+        self.counters.add(Event.CONN_EVICTED, 1)
+        return True
+
+
+class Defence(Hook):
+    """Before IpvsIn: what would not survive it (DPVS: dp_vs_pre_routing)."""
+
+    point = Point.PRE_ROUTING
+    priority = 99
+
+    def run(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        if pkt.fragment != 0:
+            return pkt.drop(_FRAGMENT)
+        return _ACCEPT
+
+
+class IpvsIn(Hook):
+    """IPVS at PRE_ROUTING (DPVS: dp_vs_in)."""
+
+    point = Point.PRE_ROUTING
+    priority = 100
+
+    def __init__(self, ipvs: Ipvs) -> None:
+        self.ipvs = ipvs
+
+    def run(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        return self.ipvs.receive(pkt, now)

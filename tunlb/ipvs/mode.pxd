@@ -1,0 +1,13 @@
+cimport cython
+from tunlb.ipvs.conn cimport ConnTable
+from tunlb.ipvs.dest cimport Dest
+from tunlb.ipvs.service cimport Service
+
+cdef class Mode:
+    cpdef int bind(self, ConnTable conns, long long row, Service service, Dest dest, long long now) except -1
+    cpdef unbind(self, ConnTable conns, long long row)
+
+cpdef void set_outbound(
+    ConnTable conns, long long row, Dest dest, unsigned long long laddr_hi, unsigned long long laddr,
+    unsigned int dport, unsigned int lport) noexcept
+cpdef unsigned int dport_of(ConnTable conns, long long row, Dest dest) noexcept

@@ -1,0 +1,1 @@
+"""Balanced protocols, one state table a file."""

@@ -1,0 +1,12 @@
+cimport cython
+from tunlb.ipvs.conn cimport ConnTable
+from tunlb.packet cimport Bytes, Packet
+
+@cython.locals(p=Bytes)
+cpdef int inner_l4(Packet pkt) noexcept
+cpdef int inner_proto(Packet pkt) noexcept
+cpdef long long find(Packet pkt, ConnTable conns) noexcept
+@cython.locals(q="unsigned long long*")
+cpdef void translate(Packet pkt, ConnTable conns, long long row, int direction) noexcept
+@cython.locals(q="unsigned long long*")
+cdef unsigned int _key_sum(ConnTable conns, long long at, int af) noexcept

@@ -1,0 +1,127 @@
+"""ICMP errors about packets of a conn: found by the packet that they quote, translated outside and inside.
+
+The quoted packet is one that we wrote, so it is the *reverse* of the key of the direction in which the error travels;
+the side that the error goes to sent that packet in the form of the other key (semantics: IPVS ip_vs_nat_icmp, DPVS
+xmit_icmp). An error does not keep a conn alive.
+"""
+
+from __future__ import annotations
+
+import cython
+
+from tunlb.ipvs.conn import D_PORTS, H_FLAGS, NO_REWRITE, ConnTable
+from tunlb.packet import IPPROTO_TCP, IPPROTO_UDP, Packet
+
+if cython.compiled:
+    from cython.cimports.tunlb.ipvs import rewrite
+    from cython.cimports.tunlb.wire import checksum, icmp
+else:
+    from tunlb.ipvs import rewrite
+    from tunlb.wire import checksum, icmp
+
+UNRELATED = -1
+INVALID = -2
+
+_UNRELATED = cython.declare(cython.longlong, UNRELATED)
+_INVALID = cython.declare(cython.longlong, INVALID)
+_MAPPED = cython.declare(cython.ulonglong, 0xFFFF_0000_0000)
+_NO_REWRITE = cython.declare(cython.int, NO_REWRITE)
+_D_PORTS = cython.declare(cython.longlong, D_PORTS)
+_H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
+_TCP = cython.declare(cython.int, IPPROTO_TCP)
+_UDP = cython.declare(cython.int, IPPROTO_UDP)
+
+
+def inner_l4(pkt: Packet) -> cython.int:
+    """Where the quoted packet's ports are; -1 when it quotes none or is malformed."""
+    p = pkt.p
+    at: cython.int = pkt.l4 + 8
+    header: cython.int = 40
+    if pkt.af == 4:
+        if pkt.end - at < 20 or p[at] >> 4 != 4:
+            return -1
+        header = (p[at] & 0x0F) * 4
+        if header < 20 or pkt.end - at < header or checksum.sum16(pkt, at, header) != 0xFFFF:
+            return -1
+        if p[at + 6] & 0x1F or p[at + 7]:
+            return -1
+    elif pkt.end - at < 40 or p[at] >> 4 != 6:
+        return -1
+    # RFC 792 promises 8 bytes of the transport header.
+    return at + header if pkt.end - at - header >= 8 else -1
+
+
+def inner_proto(pkt: Packet) -> cython.int:
+    return pkt.p[pkt.l4 + 8 + (9 if pkt.af == 4 else 6)]
+
+
+def find(pkt: Packet, conns: ConnTable) -> cython.longlong:
+    """The entry in whose direction the error travels; UNRELATED, or INVALID when it cannot be trusted."""
+    if icmp.verify(pkt) != 0:
+        return _INVALID
+    l4: cython.int = inner_l4(pkt)
+    if l4 < 0:
+        return _INVALID
+    proto: cython.int = inner_proto(pkt)
+    if proto != _TCP and proto != _UDP:
+        return _UNRELATED
+    at: cython.int = pkt.l4 + 8
+    ports: cython.uint = (pkt.be16(l4 + 2) << 16) | pkt.be16(l4)
+    if pkt.af == 4:
+        return conns.find(0, _MAPPED | pkt.be32(at + 16), 0, _MAPPED | pkt.be32(at + 12), ports, proto)
+    return conns.find(pkt.be64(at + 24), pkt.be64(at + 32), pkt.be64(at + 8), pkt.be64(at + 16), ports, proto)
+
+
+def translate(pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cython.int) -> None:
+    """Rewrite the error and what it quotes, for the side that it travels to."""
+    if conns.h[row * 64 + _H_FLAGS] & _NO_REWRITE:
+        return
+    q = conns.q
+    own: cython.longlong = row * 16 + direction * 4
+    other: cython.longlong = row * 16 + (1 - direction) * 4
+    at: cython.int = pkt.l4 + 8
+    l4: cython.int = inner_l4(pkt)
+    proto: cython.int = inner_proto(pkt)
+    # Inside: from the reverse of our own key to the other key.
+    old: cython.uint = _key_sum(conns, own, pkt.af)
+    new: cython.uint = _key_sum(conns, other, pkt.af)
+    addresses: cython.uint = checksum.delta(old, new)
+    ports: cython.uint = conns.d[row * 32 + _D_PORTS + 1 - direction]
+    old = checksum.fold(pkt.be16(l4) + pkt.be16(l4 + 2))
+    new = checksum.fold((ports >> 16) + (ports & 0xFFFF))
+    rewrite.put_addresses(pkt, at, q[other], q[other + 1], q[other + 2], q[other + 3], addresses)
+    pkt.put32(l4, ports)
+    field: cython.int = l4 + (16 if proto == _TCP else 6)
+    if field + 2 <= pkt.end and not (proto == _UDP and pkt.be16(field) == 0):
+        pkt.put16(field, checksum.update(pkt.be16(field), checksum.fold(addresses + checksum.delta(old, new))))
+    # Outside: to whoever sent the quoted packet. A NAT dest knows the client's own address, so there the router that
+    # speaks keeps its own as well; elsewhere the source becomes ours.
+    saddr_hi: cython.ulonglong = q[other + 2]
+    saddr: cython.ulonglong = q[other + 3]
+    if direction == 0 and saddr == q[own + 1] and saddr_hi == q[own]:
+        saddr_hi = pkt.saddr_hi
+        saddr = pkt.saddr
+    old = checksum.fold(
+        checksum.sum_address(pkt.saddr_hi, pkt.saddr, pkt.af)
+        + checksum.sum_address(pkt.daddr_hi, pkt.daddr, pkt.af)
+    )
+    pkt.saddr_hi = saddr_hi
+    pkt.saddr = saddr
+    pkt.daddr_hi = q[other]
+    pkt.daddr = q[other + 1]
+    new = checksum.fold(
+        checksum.sum_address(pkt.saddr_hi, pkt.saddr, pkt.af)
+        + checksum.sum_address(pkt.daddr_hi, pkt.daddr, pkt.af)
+    )
+    rewrite.put_addresses(
+        pkt, pkt.l3, pkt.saddr_hi, pkt.saddr, pkt.daddr_hi, pkt.daddr, checksum.delta(old, new)
+    )
+    # It was verified whole, so it may be computed whole; a partial one is complete from here on.
+    pkt.csum_start = 0
+    icmp.seal(pkt)
+
+
+def _key_sum(conns: ConnTable, at: cython.longlong, af: cython.int) -> cython.uint:
+    q = conns.q
+    total: cython.uint = checksum.sum_address(q[at], q[at + 1], af)
+    return checksum.fold(total + checksum.sum_address(q[at + 2], q[at + 3], af))

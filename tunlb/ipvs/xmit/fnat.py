@@ -1,0 +1,67 @@
+"""Full NAT: the dest sees one of our local addresses, so it needs no route back through us but the ordinary one."""
+
+from __future__ import annotations
+
+import cython
+
+from tunlb.counters import DropReason
+from tunlb.ipvs.conn import B_PROTO, ConnTable
+from tunlb.ipvs.dest import FWD_FNAT, Dest
+from tunlb.ipvs.laddr import LportPool, LportPools
+from tunlb.ipvs.mode import Mode
+from tunlb.ipvs.service import Service
+
+if cython.compiled:
+    from cython.cimports.tunlb.ipvs.mode import dport_of, set_outbound
+else:
+    from tunlb.ipvs.mode import dport_of, set_outbound
+
+_EXHAUSTED = cython.declare(cython.int, DropReason.LPORT_EXHAUSTED)
+_B_PROTO = cython.declare(cython.longlong, B_PROTO)
+
+
+class FullNat(Mode):
+    """Takes the service's laddrs in turn; a laddr whose pool towards the dest is empty is passed over."""
+
+    number = FWD_FNAT
+
+    def __init__(self, pools: LportPools) -> None:
+        self.pools = pools
+
+    def bind(
+        self, conns: ConnTable, row: cython.longlong, service: Service, dest: Dest, now: cython.longlong
+    ) -> cython.int:
+        laddrs: tuple = service.laddrs
+        n: cython.int = len(laddrs)
+        dport: cython.uint = dport_of(conns, row, dest)
+        key: cython.uint = (dport << 8) | conns.b[row * 128 + _B_PROTO]
+        i: cython.int
+        lport: cython.int
+        pool: LportPool
+        laddr_hi: cython.ulonglong
+        laddr: cython.ulonglong
+        for i in range(n):
+            laddr_hi, laddr = laddrs[service.next_laddr % n]
+            service.next_laddr = (service.next_laddr + 1) % n
+            pool = self.pools.pool(laddr_hi, laddr, dest.daddr_hi, dest.daddr, key)
+            lport = pool.take()
+            if lport != 0:
+                set_outbound(conns, row, dest, laddr_hi, laddr, dport, lport)
+                return 0
+        return _EXHAUSTED
+
+    def unbind(self, conns: ConnTable, row: cython.longlong) -> None:
+        at: cython.longlong = row * 16 + 4
+        ports: cython.uint = conns.d[row * 32 + 17]
+        if conns.q[at + 3] != 0:
+            self.pools.give(
+                conns.q[at + 2],
+                conns.q[at + 3],
+                conns.q[at],
+                conns.q[at + 1],
+                ((ports >> 16) << 8) | conns.b[row * 128 + _B_PROTO],
+                ports & 0xFFFF,
+            )
+
+
+XMIT = FullNat

@@ -1,0 +1,174 @@
+"""What makes the kernel hand VIPs and laddrs to a TUN, and forward what is written to it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from hashlib import blake2b
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+
+from pyroute2 import IPRoute
+
+from tunlb.conf.values import IPAddress, IPNetwork
+from tunlb.links.change import SYSCTLS, Change, Setup, apply
+from tunlb.links.link import Link, require_in
+from tunlb.tap import DeviceError
+
+PROTOCOL = 116  #: marks the routes and rules that we made (`ip route show proto 116`); 't'
+TABLE_BASE = 0x74000000
+PRIORITY = 740  #: of our rule: after `local` (0), before `main` (32766) and what VPNs install
+
+FIB_RULE_INVERT = 2
+RTPROT_RA = 9
+
+
+def install_tun_routes(
+    name: str, vips: Collection[IPAddress], laddrs: Collection[IPAddress]
+) -> Setup:
+    """Make the kernel hand VIPs and laddrs to the TUN, and forward what we write to it. Idempotent.
+
+    Nothing but those addresses is routed into the TUN, from a table of its own that a rule shows to
+    every packet *not* coming from the TUN: what we write can therefore not come back by these
+    routes, whatever address it has. A reload calls this again with the new addresses. Routes vanish
+    with the device; the rule stays (and matches an empty table) until `undo`.
+
+    The sysctls, each only where it differs:
+
+    - forwarding on, or the kernel drops what we write. For IPv6, turning it on makes the kernel
+      ignore router advertisements, so an interface that owes its default route to one is told to
+      go on (accept_ra 2).
+    - the reverse path filter off or loose on the TUN: the client's address, which NAT keeps, is
+      behind another interface. The larger value of `all` and the interface counts, so loose (2)
+      always works.
+    - no redirects out of the TUN: they are off only if both `all` and the TUN say so; other
+      interfaces keep their own.
+
+    Keep the `undo` of every call: a later one holds only what that call changed.
+    """
+    addresses = [*vips, *laddrs]
+    with IPRoute() as ipr:
+        link = require_in(ipr, name)
+        changes: list[Change] = []
+        for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+            nets = _networks(addresses, version)
+            if nets:
+                changes += _sysctls4(name) if version == 4 else _sysctls6(ipr)
+            changes += _tun_rule(ipr, name, family, bool(nets))
+            changes += _tun_routes(ipr, link, family, nets)
+        return apply(ipr, name, changes)
+
+
+def _networks(addresses: Iterable[IPAddress], version: int) -> list[IPNetwork]:
+    """The fewest prefixes that hold exactly these addresses."""
+    if version == 4:
+        return [*collapse_addresses(IPv4Network(a) for a in addresses if a.version == 4)]
+    return [*collapse_addresses(IPv6Network(a) for a in addresses if a.version == 6)]
+
+
+def tun_table(name: str) -> int:
+    """The routing table of a TUN port: the same for a device that is made again."""
+    return TABLE_BASE | int.from_bytes(blake2b(name.encode(), digest_size=3).digest(), "big")
+
+
+def _tun_rule(ipr: IPRoute, name: str, family: int, wanted: bool) -> Iterator[Change]:
+    table = tun_table(name)
+    ip = "ip -6" if family == socket.AF_INET6 else "ip"
+    text = f"not iif {name} lookup {table} priority {PRIORITY} protocol {PROTOCOL}"
+    arguments = {
+        "family": family,
+        "priority": PRIORITY,
+        "table": table,
+        "iifname": name,
+        "flags": FIB_RULE_INVERT,
+        "protocol": PROTOCOL,
+        "action": "to_tbl",
+    }
+    add = Change("the rule is missing", f"{ip} rule add {text}", "rule", "add", arguments)
+    delete = Change("a rule is left over", f"{ip} rule del {text}", "rule", "del", arguments)
+    present = any(
+        (rule.get("table"), rule.get("iifname"), rule.get("priority")) == (table, name, PRIORITY)
+        and rule["flags"] & FIB_RULE_INVERT
+        for rule in ipr.get_rules(family=family)
+    )
+    if wanted and not present:
+        yield add._replace(undo=(delete,))
+    elif present and not wanted:
+        yield delete._replace(needed=False)
+
+
+def _tun_routes(
+    ipr: IPRoute, link: Link, family: int, wanted: Sequence[IPNetwork]
+) -> Iterator[Change]:
+    table = tun_table(link.name)
+    ip = "ip -6" if family == socket.AF_INET6 else "ip"
+    present = {
+        ip_network((route.get("dst"), route["dst_len"]))
+        for route in ipr.get_routes(family=family, table=table)
+        if route.get("oif") == link.index and route["proto"] == PROTOCOL and route["dst_len"]
+    }
+    for net in (*(n for n in wanted if n not in present), *(present - set(wanted))):
+        text = f"{net} dev {link.name} table {table} proto {PROTOCOL}"
+        arguments = {
+            "family": family,
+            "dst": str(net),
+            "oif": link.index,
+            "table": table,
+            "proto": PROTOCOL,
+        }
+        add = Change(f"no route for {net}", f"{ip} route add {text}", "route", "add", arguments)
+        delete = Change(f"{net} is routed", f"{ip} route del {text}", "route", "del", arguments)
+        if net in present:
+            yield delete._replace(needed=False)
+        else:
+            yield add._replace(undo=(delete,))
+
+
+def _sysctls4(name: str) -> Iterator[Change]:
+    if _sysctl("ipv4/ip_forward") != "1":
+        yield _set("ipv4/ip_forward", "1")
+    elif _sysctl(f"ipv4/conf/{name}/forwarding") != "1":
+        yield _set(f"ipv4/conf/{name}/forwarding", "1")
+    if max(_sysctl(f"ipv4/conf/{where}/rp_filter") for where in ("all", name)) == "1":
+        yield _set(f"ipv4/conf/{name}/rp_filter", "2")
+    for where in ("all", name):
+        if _sysctl(f"ipv4/conf/{where}/send_redirects") != "0":
+            yield _set(f"ipv4/conf/{where}/send_redirects", "0", needed=False)
+
+
+def _sysctls6(ipr: IPRoute) -> Iterator[Change]:
+    if _sysctl("ipv6/conf/all/forwarding") == "1":
+        return
+    advertised = {
+        route.get("oif")
+        for route in ipr.get_default_routes(family=socket.AF_INET6)
+        if route["proto"] == RTPROT_RA
+    }
+    for index in sorted(advertised - {None}):
+        path = f"ipv6/conf/{socket.if_indextoname(index)}/accept_ra"
+        if _sysctl(path) == "1":
+            yield _set(path, "2")
+    yield _set("ipv6/conf/all/forwarding", "1")
+
+
+def _sysctl(path: str) -> str:
+    try:
+        return (SYSCTLS / path).read_text().strip()
+    except OSError as error:
+        hint = "is this IP version disabled in the kernel?"
+        raise DeviceError(f"cannot read {SYSCTLS / path}: {error.strerror}", hint) from error
+
+
+def _set(path: str, value: str, needed: bool = True) -> Change:
+    old = _sysctl(path)
+    # In its own notation a dot in a device's name would be a separator, and a slash is not.
+    make = Change(
+        f"{path} is {old}",
+        f"sysctl -w net/{path}={value}",
+        "sysctl",
+        "set",
+        {"path": path, "value": value},
+        needed,
+    )
+    arguments = {"path": path, "value": old}
+    back = make._replace(command=f"sysctl -w net/{path}={old}", arguments=arguments)
+    return make._replace(undo=(back,))

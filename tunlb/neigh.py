@@ -1,0 +1,343 @@
+"""Neighbours, ARP and ND alike: the NUD table, the bounded queues, and who may teach us a MAC address.
+
+Heads up: read RFC 826, RFC 4861 section 7.3 and RFC 5227 beside this file; states, events and timers are DPVS'
+(src/neigh.c). An entry is
+
+* NONE       asked for and not answered; packets queue, a timeout drops them and forgets the entry
+* SEND       a request is on the wire
+* REACHABLE  confirmed, by an answer or by a conn's ACK, within the last 60 s
+* PROBE      not confirmed for a while; usable, and the next packet asks again (unicast)
+* DELAY      asked again; usable until the answer or a timeout
+
+Only an answer that we asked for teaches a MAC address. A gratuitous one for an entry that we have makes us ask that
+station by unicast, and its answer counts. Our own addresses, groups and broadcast are never learnt. At most
+:data:`NEIGH_MAX` entries, :data:`QUEUE_MAX` packets an entry, one request a second an address.
+
+An entry's index is handed to conns, so a deleted entry that a conn may hold (``pinned``) changes ``epoch``: rows with
+an older epoch resolve their neighbours anew.
+"""
+
+from __future__ import annotations
+
+import cython
+
+from tunlb.counters import Counters, DropReason, Event
+from tunlb.netif import Addresses, Netif
+from tunlb.outbox import PLAIN_VNET, Outbox, copy_of
+from tunlb.packet import VNET_LEN, Packet
+from tunlb.timers import Wheel
+from tunlb.wire import arp, nd
+
+if cython.compiled:
+    from cython.cimports.tunlb.wire import ether, icmp, vnet
+else:
+    from tunlb.wire import ether, icmp, vnet
+
+NEIGH_MAX = 1024
+QUEUE_MAX = 128
+REQUEST_INTERVAL_MS = 1000
+
+NONE = 0
+SEND = 1
+REACHABLE = 2
+PROBE = 3
+DELAY = 4
+NOARP = 5  #: a TUN, or a static neighbour: no protocol, no timer
+
+STATE_NAMES = ("NONE", "SEND", "REACHABLE", "PROBE", "DELAY", "NOARP")
+
+# Events, the columns' order is NONE SEND REACHABLE PROBE DELAY (DPVS: nud_states).
+SEND_ARP = 0
+RECV_ARP = 1
+ACK_CONFIRM = 2
+MBUF_REF = 3
+TIMEOUT = 4
+NUD = (
+    bytes((SEND, SEND, REACHABLE, DELAY, DELAY)),
+    bytes((REACHABLE, REACHABLE, REACHABLE, REACHABLE, REACHABLE)),
+    bytes((NONE, SEND, REACHABLE, REACHABLE, REACHABLE)),
+    bytes((NONE, SEND, REACHABLE, PROBE, DELAY)),
+    bytes((NONE, NONE, PROBE, NONE, NONE)),
+)
+STATE_TIMEOUT_MS = (2000, 3000, 60000, 30000, 3000)
+
+BROADCAST_MAC = b"\xff" * 6
+_MAPPED_PREFIX = cython.declare(cython.ulonglong, 0xFFFF)
+_REACHABLE = cython.declare(cython.int, REACHABLE)
+_PROBE = cython.declare(cython.int, PROBE)
+_REQUEST_INTERVAL = cython.declare(cython.longlong, REQUEST_INTERVAL_MS)
+_QUEUE_FULL = cython.declare(cython.int, DropReason.NEIGH_QUEUE_FULL)
+_UNREACHABLE = cython.declare(cython.int, DropReason.NEIGH_UNREACHABLE)
+
+
+class NeighEntry:
+    """One neighbour of one interface. ``mac`` is 6 bytes; times are ms, -1 for never."""
+
+    def __init__(self, index: int, netif: Netif, hi: int, lo: int) -> None:
+        self.index = index
+        self.netif = netif
+        self.hi = hi
+        self.lo = lo
+        self.state = NONE
+        self.mac = bytes(6)
+        self.confirmed = -1
+        self.requested = -REQUEST_INTERVAL_MS
+        self.pinned = False
+        self.queue: list[bytes] = []
+
+
+class NeighTable(Wheel):
+    """Every neighbour of every interface, and the timers of their states."""
+
+    def __init__(self, counters: Counters, addresses: Addresses, outbox: Outbox) -> None:
+        super().__init__(NEIGH_MAX + 1, 1024, 250)
+        self.counters = counters
+        self.addresses = addresses
+        self.outbox = outbox
+        self.entries: list[NeighEntry | None] = [None]  # index 0 means "not decided"
+        self.epoch = 1
+        self._by_key: dict[tuple[int, int, int], NeighEntry] = {}
+        self._free: list[int] = []
+
+    def lookup(self, netif: Netif, hi: int, lo: int) -> NeighEntry | None:
+        return self._by_key.get((netif.index, hi, lo))
+
+    def resolve(
+        self, netif: Netif, hi: cython.ulonglong, lo: cython.ulonglong, now: cython.longlong
+    ) -> cython.int:
+        """The index of the entry for an address on ``netif``, made if need be; 0 when the table is full."""
+        if netif.tun:
+            hi = 0
+            lo = 0
+        key = (netif.index, hi, lo)
+        entry = self._by_key.get(key)
+        if entry is None:
+            entry = self._new(key, netif)
+            if entry is None:
+                return 0
+            if netif.tun:
+                entry.state = NOARP
+            else:
+                self.schedule(entry.index, now, STATE_TIMEOUT_MS[NONE])
+        return entry.index
+
+    def _new(self, key: tuple[int, int, int], netif: Netif) -> NeighEntry | None:
+        if len(self._by_key) >= NEIGH_MAX:
+            return None
+        if self._free:
+            index = self._free.pop()
+        else:
+            index = len(self.entries)
+            self.entries.append(None)
+        entry = NeighEntry(index, netif, key[1], key[2])
+        self.entries[index] = entry
+        self._by_key[key] = entry
+        return entry
+
+    def add_static(self, netif: Netif, hi: int, lo: int, mac: bytes) -> None:
+        """A neighbour of the configuration: never asked for, never forgotten."""
+        index = self.resolve(netif, hi, lo, 0)
+        entry = self.entries[index]
+        if entry is None:
+            raise ValueError(f"more than {NEIGH_MAX} static neighbours")
+        self.cancel(index)
+        entry.state = NOARP
+        entry.mac = mac
+
+    def forget_static(self) -> None:
+        """Drop the static neighbours, before those of a new configuration."""
+        for entry in list(self._by_key.values()):
+            if entry.state == NOARP and not entry.netif.tun:
+                self._delete(entry)
+
+    # -- the packet path
+
+    def output(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        """Send the packet to ``pkt.neigh``: ACCEPT with the L2 header written and ``oif`` set, or STOLEN into the queue
+        of an unresolved neighbour, or DROP."""
+        entry: NeighEntry = self.entries[pkt.neigh]
+        netif: Netif = entry.netif
+        pkt.oif = netif
+        if netif.tun:
+            pkt.start = pkt.l3
+            return 1
+        if entry.state < _REACHABLE:
+            return self._queue(entry, pkt, now)
+        if entry.state == _PROBE:
+            self._request(entry, now)
+        ether.push(pkt, netif, entry.mac)
+        return 1
+
+    def confirm(self, index: cython.int, now: cython.longlong) -> None:
+        """Traffic proved that this neighbour lives (an ACK came back); the timer looks at it when it fires."""
+        entry: NeighEntry = self.entries[index]
+        entry.confirmed = now
+
+    def _queue(self, entry: NeighEntry, pkt: Packet, now: cython.longlong) -> cython.int:
+        if len(entry.queue) >= QUEUE_MAX:
+            return pkt.drop(_QUEUE_FULL)
+        ether.push(pkt, entry.netif, entry.mac)
+        vnet.emit(pkt)
+        entry.queue.append(copy_of(pkt))
+        self.counters.add(Event.NEIGH_QUEUED, 1)
+        self._request(entry, now)
+        return 2
+
+    # -- states
+
+    def _enter(self, entry: NeighEntry, state: int, now: int) -> None:
+        entry.state = state
+        self.schedule(entry.index, now, STATE_TIMEOUT_MS[state])
+
+    def _request(self, entry: NeighEntry, now: cython.longlong) -> None:
+        """Ask for the entry, at most once a second: by broadcast or group while unknown, by unicast to verify."""
+        if now - entry.requested < _REQUEST_INTERVAL:
+            return
+        to = entry.mac if entry.state >= REACHABLE else b""
+        if not self._send_request(entry, to):
+            return
+        entry.requested = now
+        state = NUD[SEND_ARP][entry.state]
+        if state != entry.state:
+            self._enter(entry, state, now)
+
+    def _send_request(self, entry: NeighEntry, to: bytes) -> bool:
+        netif = entry.netif
+        is_v4 = entry.hi == 0 and entry.lo >> 32 == _MAPPED_PREFIX
+        source = self.addresses.primary(netif, 4 if is_v4 else 6)
+        if source is None:
+            return False
+        if is_v4:
+            frame = arp.build(
+                netif, arp.REQUEST, source[1] & 0xFFFFFFFF, bytes(6), entry.lo & 0xFFFFFFFF, to or BROADCAST_MAC
+            )
+        else:
+            frame = nd.solicit(netif, source, (entry.hi, entry.lo), to)
+        self.counters.add(Event.NEIGH_REQUESTS, 1)
+        return self.outbox.put(netif, PLAIN_VNET + frame)
+
+    def _learn(self, entry: NeighEntry, mac: bytes, now: int) -> None:
+        """An answer that we asked for: take its MAC address and let the waiting packets go."""
+        entry.mac = mac
+        entry.confirmed = now
+        self._enter(entry, NUD[RECV_ARP][entry.state], now)
+        waiting, entry.queue = entry.queue, []
+        for frame in waiting:
+            self.outbox.put(entry.netif, frame[:VNET_LEN] + mac + frame[VNET_LEN + 6 :])
+
+    def fire(self, index: cython.int, now: cython.longlong) -> cython.longlong:
+        """The state's time is over: confirmed entries stay reachable, others take the TIMEOUT column."""
+        entry = self.entries[index]
+        if entry is None:
+            return 0
+        timeout = STATE_TIMEOUT_MS[entry.state]
+        if entry.state >= REACHABLE and entry.confirmed >= 0 and now - entry.confirmed < timeout:
+            entry.state = NUD[ACK_CONFIRM][entry.state]
+            return int(entry.confirmed + STATE_TIMEOUT_MS[REACHABLE] - now)
+        if entry.state == NONE:
+            self._delete(entry)
+            return 0
+        entry.state = NUD[TIMEOUT][entry.state]
+        if entry.state == NONE:
+            self._discard(entry)
+        return STATE_TIMEOUT_MS[entry.state]
+
+    def _discard(self, entry: NeighEntry) -> None:
+        for _ in entry.queue:
+            self.counters.drop(_UNREACHABLE)
+        entry.queue = []
+
+    def _delete(self, entry: NeighEntry) -> None:
+        self._discard(entry)
+        self.cancel(entry.index)
+        del self._by_key[(entry.netif.index, entry.hi, entry.lo)]
+        self.entries[entry.index] = None
+        self._free.append(entry.index)
+        if entry.pinned:
+            self.epoch += 1
+
+    # -- ARP and ND input: cold, so in plain bytes
+
+    def arp_input(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        """An ARP packet (DPVS: neigh_resolve_input). STOLEN when it was good, whatever came of it."""
+        netif: Netif = pkt.iif
+        body = bytes(pkt.mem[pkt.l3 : pkt.end])
+        if not arp.is_ethernet_ipv4(body):
+            return pkt.drop(DropReason.ARP_INVALID)
+        operation = int.from_bytes(body[6:8], "big")
+        sender_mac = body[8:14]
+        sender = _mapped(body[14:18])
+        target = _mapped(body[24:28])
+        if operation not in (arp.REQUEST, arp.REPLY) or not self._may_claim(sender, sender_mac):
+            return pkt.drop(DropReason.ARP_INVALID)
+        self.counters.add(Event.ARP_IN, 1)
+        if operation == arp.REQUEST and self.addresses.owned_by(netif, 0, target):
+            reply = arp.build(netif, arp.REPLY, target & 0xFFFFFFFF, sender_mac, sender & 0xFFFFFFFF, sender_mac)
+            self.counters.add(Event.NEIGH_REPLIES, 1)
+            self.outbox.put(netif, PLAIN_VNET + reply)
+        self._heard(netif, 0, sender, sender_mac, operation == arp.REPLY and sender != target, now)
+        return 2
+
+    def nd_input(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        """A neighbour solicitation or advertisement (RFC 4861 sections 7.1, 7.2)."""
+        netif: Netif = pkt.iif
+        if netif.tun or icmp.verify(pkt) != 0:
+            return pkt.drop(DropReason.ND_INVALID)
+        message = nd.parse(pkt)
+        if message is None or (message.mac and not self._may_claim(message.claim[1], message.mac, message.claim[0])):
+            return pkt.drop(DropReason.ND_INVALID)
+        self.counters.add(Event.ND_IN, 1)
+        source = (pkt.saddr_hi, pkt.saddr)
+        if message.solicitation:
+            if self.addresses.owned_by(netif, message.target[0], message.target[1]):
+                to = message.mac or bytes(pkt.mem[pkt.start + 6 : pkt.start + 12])
+                reply = nd.advertise(netif, message.target, None if source == (0, 0) else source, to)
+                self.counters.add(Event.NEIGH_REPLIES, 1)
+                self.outbox.put(netif, PLAIN_VNET + reply)
+            if message.mac:
+                self._heard(netif, source[0], source[1], message.mac, False, now)
+        elif message.mac:
+            self._heard(netif, message.target[0], message.target[1], message.mac, message.solicited, now)
+        elif message.solicited:
+            # A unicast verification may be answered without the link-layer option (RFC 4861 section 4.4).
+            entry = self.lookup(netif, message.target[0], message.target[1])
+            if entry is not None and DELAY >= entry.state >= REACHABLE:
+                entry.confirmed = now
+                self._enter(entry, REACHABLE, now)
+        return 2
+
+    def _may_claim(self, lo: int, mac: bytes, hi: int = 0) -> bool:
+        """Not one of our addresses, and a unicast MAC address that is not zero."""
+        return not (mac[0] & 1) and mac != bytes(6) and not self.addresses.is_local(hi, lo)
+
+    def _heard(self, netif: Netif, hi: int, lo: int, mac: bytes, answer: bool, now: int) -> None:
+        """Somebody claims an address. Only for an entry that we have does it matter at all."""
+        entry = self.lookup(netif, hi, lo)
+        if entry is None or entry.state == NOARP:
+            return
+        asked = 0 <= now - entry.requested < STATE_TIMEOUT_MS[SEND]
+        if answer and asked:
+            self._learn(entry, mac, now)
+        elif mac != entry.mac and entry.state >= REACHABLE and now - entry.requested >= REQUEST_INTERVAL_MS:
+            # Gratuitous: ask the claimant itself; only its answer counts.
+            if self._send_request(entry, mac):
+                entry.requested = now
+
+    # -- announcements
+
+    def announce(self) -> None:
+        """A gratuitous ARP or unsolicited advertisement for each address that is ours (RFC 5227, RFC 4861 7.2.6)."""
+        for netif, hi, lo, _ in self.addresses.items():
+            if netif.tun:
+                continue
+            if hi == 0 and lo >> 32 == _MAPPED_PREFIX:
+                v4 = lo & 0xFFFFFFFF
+                frame = arp.build(netif, arp.REQUEST, v4, bytes(6), v4, BROADCAST_MAC)
+            else:
+                frame = nd.advertise(netif, (hi, lo), None, nd.ALL_NODES_MAC)
+            self.counters.add(Event.NEIGH_ANNOUNCEMENTS, 1)
+            self.outbox.put(netif, PLAIN_VNET + frame)
+
+
+def _mapped(address: bytes) -> int:
+    return 0xFFFF_0000_0000 | int.from_bytes(address, "big")

@@ -1,0 +1,18 @@
+cdef class Netif:
+    cdef public int index
+    cdef public str name
+    cdef public unsigned long long mac
+    cdef public bytes mac_bytes
+    cdef public int mtu
+    cdef public bint tun
+    cdef public int vid
+    cdef public int queue
+    cdef public dict vlans
+
+cdef class Addresses:
+    cdef dict _owner
+    cdef dict _primary
+
+    cpdef bint is_local(self, unsigned long long hi, unsigned long long lo) except -1
+    cpdef int kind(self, unsigned long long hi, unsigned long long lo) except -1
+    cpdef bint owned_by(self, Netif netif, unsigned long long hi, unsigned long long lo) except -1

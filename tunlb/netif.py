@@ -1,0 +1,95 @@
+"""Network interfaces as the inside sees them, and the addresses that they own.
+
+A :class:`Netif` is a port of the configuration or a VLAN sub-port of one. It knows names and numbers, never a
+file descriptor: ``queue`` is the index of the port whose queue carries its frames (DPVS: ``netif_port``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cython
+
+ADDRESS = 1  #: one of the port's own addresses
+VIP = 2  #: a service's virtual address
+LADDR = 3  #: a local address that fnat speaks to dests with
+
+Key = tuple[int, int]  #: an address as (hi, lo), both unsigned 64 bits
+
+
+class Netif:
+    """One L2 (TAP, VLAN) or L3 (TUN) interface.
+
+    ``mac`` is an unsigned 48-bit integer, 0 on a TUN; ``mtu`` counts IP bytes; ``vid`` is 0 when untagged.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        name: str,
+        mac: int,
+        mtu: int = 1500,
+        *,
+        tun: bool = False,
+        vid: int = 0,
+        queue: int | None = None,
+    ) -> None:
+        self.index = index
+        self.name = name
+        self.mac = mac
+        self.mac_bytes = mac.to_bytes(6, "big")
+        self.mtu = mtu
+        self.tun = tun
+        self.vid = vid
+        self.queue = index if queue is None else queue
+        self.vlans: dict[int, Netif] = {}
+
+    def __repr__(self) -> str:
+        return f"<Netif {self.index} {self.name}>"
+
+
+class Addresses:
+    """Every address that is ours, and on which interface it lives.
+
+    An address on a TAP is answered for by ARP or ND on that interface only.
+    """
+
+    def __init__(self) -> None:
+        self._owner: dict[Key, tuple[Netif, int]] = {}
+        self._primary: dict[tuple[int, int], Key] = {}
+
+    def add(self, netif: Netif, af: int, hi: int, lo: int, kind: int) -> None:
+        # A port's own address wins over a VIP of the same value: it was there first.
+        self._owner.setdefault((hi, lo), (netif, kind))
+        if kind == ADDRESS:
+            self._primary.setdefault((netif.index, af), (hi, lo))
+
+    def is_local(self, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.bint:
+        return (hi, lo) in self._owner
+
+    def kind(self, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.int:
+        """ADDRESS, VIP or LADDR; 0 when the address is not ours."""
+        found = self._owner.get((hi, lo))
+        return 0 if found is None else found[1]
+
+    def owned_by(self, netif: Netif, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.bint:
+        found = self._owner.get((hi, lo))
+        return found is not None and found[0] is netif
+
+    def primary(self, netif: Netif, af: int) -> Key | None:
+        """The first own address of ``netif``, else any own address of that family, else any VIP."""
+        found = self._primary.get((netif.index, af))
+        if found is not None:
+            return found
+        for (_, family), key in self._primary.items():
+            if family == af:
+                return key
+        for (hi, lo), (_, kind) in self._owner.items():
+            if kind == VIP and (4 if hi == 0 and lo >> 32 == 0xFFFF else 6) == af:
+                return (hi, lo)
+        return None
+
+    def items(self) -> Iterator[tuple[Netif, int, int, int]]:
+        """(netif, hi, lo, kind) of every address."""
+        for (hi, lo), (netif, kind) in self._owner.items():
+            yield netif, hi, lo, kind

@@ -1,0 +1,62 @@
+"""Routing-loop protection, layer (c): did we write this packet a moment ago?
+
+A packet that we wrote and that comes back through a router differs only in its TTL, which is one lower. The guard
+keeps a 64-bit fingerprint of the last packets written, in a direct-mapped table, and looks each read packet up as it
+would have looked with a TTL one higher. A retransmission does not match: it comes with the TTL that the sender gave
+it, and what we wrote had one less. Layers (a) own MAC and (b) TTL live in wire.ether and in the stages that forward.
+"""
+
+from __future__ import annotations
+
+import cython
+
+from tunlb.packet import Packet
+
+SLOTS = 4096
+WINDOW_MS = 50
+
+_MASK = cython.declare(cython.ulonglong, SLOTS - 1)
+_WINDOW = cython.declare(cython.longlong, WINDOW_MS)
+_MASK64 = cython.declare(cython.ulonglong, 0xFFFFFFFFFFFFFFFF)
+# Odd multipliers without structure (golden ratio and its kin): mixing, not secrecy.
+_M1 = cython.declare(cython.ulonglong, 0x9E3779B97F4A7C15)
+_M2 = cython.declare(cython.ulonglong, 0xC2B2AE3D27D4EB4F)
+_M3 = cython.declare(cython.ulonglong, 0x165667B19E3779F9)
+
+
+class LoopGuard:
+    def __init__(self) -> None:
+        self.prints_mem = memoryview(bytearray(8 * SLOTS)).cast("Q")
+        self.times_mem = memoryview(bytearray(8 * SLOTS)).cast("q")
+        if cython.compiled:
+            prints_view: cython.ulonglong[::1] = self.prints_mem
+            times_view: cython.longlong[::1] = self.times_mem
+            self.prints = cython.address(prints_view[0])
+            self.times = cython.address(times_view[0])
+        else:
+            self.prints = self.prints_mem
+            self.times = self.times_mem
+
+    def fingerprint(self, pkt: Packet, ttl: cython.int) -> cython.ulonglong:
+        """Addresses, protocol, length, TTL, IPv4 id and the first 8 bytes of the transport header."""
+        value: cython.ulonglong = pkt.saddr ^ (pkt.saddr_hi * _M2 & _MASK64)
+        value = (value * _M1 + pkt.daddr + (pkt.daddr_hi * _M3 & _MASK64)) & _MASK64
+        rest: cython.ulonglong = pkt.end - pkt.l3
+        rest = (rest << 16) | (ttl << 8) | pkt.proto
+        if pkt.af == 4:
+            rest |= cython.cast(cython.ulonglong, pkt.be16(pkt.l3 + 4)) << 48
+        value = ((value ^ (value >> 29)) * _M2 + rest) & _MASK64
+        if pkt.end - pkt.l4 >= 8:
+            value = ((value ^ (value >> 32)) * _M3 + pkt.be64(pkt.l4)) & _MASK64
+        value = ((value ^ (value >> 29)) * _M1) & _MASK64
+        return value ^ (value >> 32)
+
+    def wrote(self, pkt: Packet, now: cython.longlong) -> None:
+        value: cython.ulonglong = self.fingerprint(pkt, pkt.ttl)
+        self.prints[value & _MASK] = value
+        self.times[value & _MASK] = now
+
+    def seen(self, pkt: Packet, now: cython.longlong) -> cython.bint:
+        """Is this what we wrote within the last 50 ms, after one more hop?"""
+        value: cython.ulonglong = self.fingerprint(pkt, pkt.ttl + 1)
+        return self.prints[value & _MASK] == value and now - self.times[value & _MASK] <= _WINDOW

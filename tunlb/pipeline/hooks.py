@@ -1,0 +1,72 @@
+"""Hook chains: one per point, in order of priority."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cython
+
+from tunlb.counters import Counters, DropReason, Event
+from tunlb.hook import Hook, Verdict
+from tunlb.packet import Packet
+
+REPEAT_MAX = 8  #: times that one hook may ask to be called again for one packet
+
+ErrorHandler = Callable[[object, Exception], None]
+
+_DROP = cython.declare(cython.int, Verdict.DROP)
+_ACCEPT = cython.declare(cython.int, Verdict.ACCEPT)
+_STOLEN = cython.declare(cython.int, Verdict.STOLEN)
+_REPEAT = cython.declare(cython.int, Verdict.REPEAT)
+_STOP = cython.declare(cython.int, Verdict.STOP)
+_REPEAT_MAX = cython.declare(cython.int, REPEAT_MAX)
+_HOOK_ERROR = cython.declare(cython.int, DropReason.HOOK_ERROR)
+_HOOK_REPEAT = cython.declare(cython.int, DropReason.HOOK_REPEAT)
+_HOOK_ERRORS = cython.declare(cython.int, Event.HOOK_ERRORS)
+
+
+class Chain:
+    """The hooks of one point, lower priority first, in order of registration among equals.
+
+    ``on_error`` is called with a hook that raised and its exception; it may raise on (tests do).
+    """
+
+    def __init__(self, counters: Counters, on_error: ErrorHandler) -> None:
+        self.counters = counters
+        self.on_error = on_error
+        self.hooks: list[Hook] = []
+
+    def register(self, hook: Hook) -> None:
+        at = 0
+        while at < len(self.hooks) and self.hooks[at].priority <= hook.priority:
+            at += 1
+        self.hooks.insert(at, hook)
+
+    def run(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        """DROP or STOLEN, or ACCEPT: go on with the okfn."""
+        verdict: cython.int
+        repeats: cython.int
+        hook: Hook
+        for hook in self.hooks:
+            repeats = 0
+            while True:
+                try:
+                    verdict = hook.run(pkt, now)
+                except Exception as exc:
+                    self.counters.add(_HOOK_ERRORS, 1)
+                    self.on_error(hook, exc)
+                    return pkt.drop(_HOOK_ERROR)
+                if verdict != _REPEAT:
+                    break
+                repeats += 1
+                if repeats > _REPEAT_MAX:
+                    return pkt.drop(_HOOK_REPEAT)
+            if verdict == _ACCEPT:
+                continue
+            if verdict == _STOP:
+                return _ACCEPT
+            if verdict == _STOLEN or verdict == _DROP:
+                return verdict
+            self.on_error(hook, ValueError(f"{verdict} is not a verdict"))
+            return pkt.drop(_HOOK_ERROR)
+        return _ACCEPT

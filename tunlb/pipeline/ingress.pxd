@@ -1,0 +1,12 @@
+cimport cython
+from tunlb.neigh cimport NeighTable
+from tunlb.netif cimport Netif
+from tunlb.packet cimport Packet
+from tunlb.pipeline.ip cimport Ip
+
+@cython.final
+cdef class Ingress:
+    cdef public Ip ip
+    cdef public NeighTable neighs
+
+    cpdef int receive(self, Packet pkt, long long now) except -1

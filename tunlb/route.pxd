@@ -1,0 +1,15 @@
+cimport cython
+from tunlb.netif cimport Netif
+
+@cython.final
+cdef class Route:
+    cdef public Netif netif
+    cdef public bint on_link
+    cdef public unsigned long long via_hi, via
+    cdef public int mtu
+
+cdef class RouteTable:
+    cdef dict _by_length
+    cdef list _lengths
+
+    cpdef Route lookup(self, unsigned long long hi, unsigned long long lo)

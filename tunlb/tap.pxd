@@ -1,0 +1,38 @@
+cimport cython
+from tunlb.counters cimport Counters
+from tunlb.director cimport Director
+from tunlb.netif cimport Netif
+from tunlb.outbox cimport Outbox
+from tunlb.packet cimport Packet
+
+cpdef int drop_reason(int err) noexcept
+
+@cython.final
+cdef class Port:
+    cdef public Netif netif
+    cdef public Counters counters
+    cdef readonly int fd, error
+    cdef readonly bint lost
+    cdef readonly tuple offloads
+    cdef int _offset
+
+    cpdef int read_frame(self, Packet pkt)
+    cpdef bint write_packet(self, Packet pkt)
+    @cython.locals(n=cython.Py_ssize_t)
+    cpdef bint write_frame(self, bytes frame)
+    cdef bint _written(self, Py_ssize_t n, int err)
+    cdef void _failed(self, int err) noexcept
+
+@cython.final
+cdef class Drain:
+    cdef public Director director
+    cdef public list ports
+
+    @cython.locals(pkt=Packet, frames=cython.int, size=cython.int, got=cython.int)
+    cpdef int run(self, Port port, long long now, int budget=*) except -1
+    @cython.locals(port=Port, netif=Netif)
+    cpdef int flush(self) except -1
+    @cython.locals(port=Port)
+    cdef Port _port_of(self, Netif netif)
+    @cython.locals(oif=Netif, port=Port)
+    cdef void _send(self, Packet pkt) noexcept
