@@ -45,31 +45,38 @@ class Setup(NamedTuple):
 
 
 def apply(ipr: IPRoute, name: str, changes: Iterable[Change]) -> Setup:
+    """Make the changes, or none of them and raise DeviceError."""
     changed: list[str] = []
-    undo: list[Change] = []
+    back: list[Change] = []
     refused: list[Change] = []
+    failure: DeviceError | None = None
     for change in changes:
         err = _call(ipr, change)
-        if err in (errno.EPERM, errno.EROFS) or (err == errno.EACCES and change.call == "sysctl"):
+        if err == 0:
+            changed.append(change.command)
+            back[:0] = change.undo
+        elif err in (errno.EPERM, errno.EROFS) or (err == errno.EACCES and _is_sysctl(change)):
             refused.append(change)
-        elif err not in (0, errno.EEXIST):
+        elif err != errno.EEXIST:
             hint = "see ip -d link"
             if err == errno.EACCES:
                 hint = f"IPv6 is disabled there: sysctl -w net.ipv6.conf.{name}.disable_ipv6=0"
-            raise DeviceError(f"{name}: `{change.command}` failed: {os.strerror(err)}", hint)
-        else:
-            changed.append(change.command)
-            undo.extend(change.undo)
+            failure = DeviceError(f"{name}: `{change.command}`: {os.strerror(err)}", hint)
+            break
     needed = [change for change in refused if change.needed]
-    if needed:
-        raise DeviceError(
+    if failure is None and needed:
+        failure = DeviceError(
             f"{name} is not prepared ({', '.join(change.what for change in needed)}), "
             "and there is no permission to change it",
             "needs CAP_NET_ADMIN, or an administrator who runs: "
             + " && ".join(change.command for change in needed),
         )
+    if failure is not None:
+        for change in back:
+            _call(ipr, change)
+        raise failure
     warnings = tuple(f"{name}: {c.what}; better: {c.command}" for c in refused)
-    return Setup(tuple(changed), warnings, tuple(reversed(undo)))
+    return Setup(tuple(changed), warnings, tuple(back))
 
 
 def undo(changes: Iterable[Change]) -> list[str]:
@@ -83,10 +90,14 @@ def undo(changes: Iterable[Change]) -> list[str]:
     return failed
 
 
+def _is_sysctl(change: Change) -> bool:
+    return change.call == "sysctl"
+
+
 def _call(ipr: IPRoute, change: Change) -> int:
     """0 or the errno."""
     try:
-        if change.call == "sysctl":
+        if _is_sysctl(change):
             (SYSCTLS / change.arguments["path"]).write_text(change.arguments["value"])
         else:
             getattr(ipr, change.call)(change.verb, **change.arguments)

@@ -1,0 +1,109 @@
+"""A director without devices or clocks: frames in, verdicts, frames and counters out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tunlb.conf import loads
+from tunlb.counters import Counters
+from tunlb.director import Director
+from tunlb.hook import Hook, Verdict
+from tunlb.ipvs.conn import ConnTable, hash_secret
+from tunlb.netif import Netif
+from tunlb.wire import vnet
+
+SEED = 0x7475_6E6C_6221
+
+
+def mac_of(index: int) -> int:
+    """The MAC address of the port with this index in every test: 02:00:00:00:fe:01 and on."""
+    return 0x0200_0000_FE01 + index
+
+
+def raise_on(hook: object, error: Exception) -> None:
+    """What a test does with a hook that raised."""
+    raise error
+
+
+def make_director(
+    config_text: str, *, hooks: Sequence[Hook] = (), conn_max: int | None = None, secret: bytes = b"test"
+) -> Director:
+    """A director for a configuration, not started: no address is known before ``start(now)``."""
+    config = loads(config_text)
+    macs = {port.name: mac_of(i) for i, port in enumerate(config.ports) if port.type == "tap"}
+    conns = ConnTable(conn_max or config.tunlb.conn_max, hash_secret(secret))
+    return Director(config, macs, conns, Counters(), seed=SEED, on_error=raise_on, hooks=hooks)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A frame that left: through which port, with its virtio-net header before it."""
+
+    port: str
+    frame: bytes
+
+
+class Rig:
+    """A started director in which time is a number and every frame is caught."""
+
+    def __init__(
+        self,
+        config_text: str,
+        *,
+        now: int = 1_000_000,
+        hooks: Sequence[Hook] = (),
+        conn_max: int | None = 1024,
+        quiet: bool = True,
+    ) -> None:
+        self.director = make_director(config_text, hooks=hooks, conn_max=conn_max)
+        self.now = now
+        self.director.start(now)
+        if quiet:  # most tests do not look at the announcements of the start
+            self.director.tick(now)
+            self.director.outbox.take()
+            self._base = self.director.counters.snapshot()
+        else:
+            self._base = {}
+
+    def netif(self, name: str) -> Netif:
+        netif: Netif = next(netif for netif in self.director.netifs if netif.name == name)
+        return netif
+
+    def receive(self, port: str, frame: bytes) -> tuple[Verdict, list[Sent]]:
+        """Feed one frame (virtio-net header first) and return the verdict and everything that left."""
+        pkt = self.director.packet
+        pkt.load(frame, self.netif(port))
+        verdict = Verdict(self.director.receive(pkt, self.now))
+        sent = []
+        if verdict == Verdict.ACCEPT:
+            vnet.emit(pkt)
+            assert pkt.oif is not None
+            start = pkt.start - 10
+            sent.append(Sent(pkt.oif.name, bytes(pkt.mem[start : pkt.end])))
+        return verdict, sent + self.outbox()
+
+    def send(self, port: str, frames: Iterable[bytes]) -> list[Sent]:
+        """Feed frames in turn; everything that left."""
+        return [sent for frame in frames for sent in self.receive(port, frame)[1]]
+
+    def outbox(self) -> list[Sent]:
+        return [Sent(netif.name, frame) for netif, frame in self.director.outbox.take()]
+
+    def advance(self, ms: int, step: int = 250) -> list[Sent]:
+        """Let time pass in ticks; what left meanwhile."""
+        sent = []
+        end = self.now + ms
+        while self.now < end:
+            self.now = min(end, self.now + step)
+            self.director.tick(self.now)
+            sent += self.outbox()
+        return sent
+
+    def reload(self, config_text: str) -> None:
+        self.director.apply(loads(config_text), self.now)
+
+    def counters(self) -> dict[str, int]:
+        """Every counter that moved since the start, by name."""
+        now = self.director.counters.snapshot()
+        return {name: n - self._base.get(name, 0) for name, n in now.items() if n != self._base.get(name, 0)}
