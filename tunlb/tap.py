@@ -215,16 +215,20 @@ def _holders(name: str) -> str:
     found: list[str] = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                if not os.readlink(f"/proc/{pid}/fd/{fd}").endswith("/net/tun"):
-                    continue
-                with open(f"/proc/{pid}/fdinfo/{fd}") as info:
-                    if f"iff:\t{name}\n" not in info:
-                        continue
+            if any(_is_queue(f"/proc/{pid}", fd, name) for fd in os.listdir(f"/proc/{pid}/fd")):
                 with open(f"/proc/{pid}/comm") as comm:
                     found.append(f"pid {pid} ({comm.read().strip()})")
-                break
     return ", ".join(found)
+
+
+def _is_queue(process: str, fd: str, name: str) -> bool:
+    try:
+        if not os.readlink(f"{process}/fd/{fd}").endswith("/net/tun"):
+            return False
+        with open(f"{process}/fdinfo/{fd}") as info:
+            return f"iff:\t{name}\n" in info
+    except OSError:
+        return False
 
 
 def _set_offloads(fd: int, offload: bool) -> tuple[str, ...]:
@@ -386,7 +390,7 @@ class Drain:
         kernel a fixed part for each frame and a part for its bytes, and a burst that ends by a
         count ends the same way in every run.
         """
-        pkt = self.director.pkt
+        pkt = self.director.packet
         frames = 0
         size = 0
         got = _FRAME

@@ -68,8 +68,7 @@ def enter(path: str) -> None:
 def namespace(privileged: None) -> Iterator[str]:
     """The test runs inside a new network namespace."""
     name = f"tunlb-ports-{os.getpid()}"
-    home = f"/proc/self/task/{os.getpid()}/ns/net"
-    with open(home) as before:
+    with open("/proc/thread-self/ns/net") as before:
         sh(f"ip netns add {name}")
         try:
             enter(f"/run/netns/{name}")
@@ -449,6 +448,35 @@ def test_tun_routes_are_installed_once_and_taken_back() -> None:
         assert undo(setup.undo) == []
 
 
+def test_routes_are_lost_with_the_link_and_installed_again() -> None:
+    with opened(TUN):
+        configure_port(line(TUN, type="tun"))
+        install_tun_routes(TUN, VIPS, [])
+        sh(f"ip link set {TUN} down")
+        with pytest.raises(DeviceError, match=f"{TUN} is down"):
+            install_tun_routes(TUN, VIPS, [])
+        sh(f"ip link set {TUN} up")
+        lost = check_loops(loads(ON_TUN))
+        assert all("is not routed into" in p.message and not p.loop for p in lost)
+        assert {p.address for p in lost} >= {"10.7.0.100"}
+        assert len(install_tun_routes(TUN, VIPS, []).changed) == 2
+        assert f"dev {TUN}" in sh("ip route get 10.7.0.100")
+
+
+def test_an_advertised_default_route_survives() -> None:
+    """Forwarding makes the kernel deaf to router advertisements, unless it is told otherwise."""
+    sh("ip link add tunlb-o type veth peer name tunlb-p", "ip link set tunlb-o up")
+    sh("ip -6 route add default via fe80::1 dev tunlb-o proto ra")
+    sh("sysctl -qw net.ipv6.conf.tunlb-o.accept_ra=1 net.ipv6.conf.tunlb-p.accept_ra=1")
+    with opened(TUN):
+        configure_port(line(TUN, type="tun"))
+        setup = install_tun_routes(TUN, VIPS, [])
+        assert sysctl("ipv6/conf/tunlb-o/accept_ra") == "2"
+        assert sysctl("ipv6/conf/tunlb-p/accept_ra") == "1"
+        assert undo(setup.undo) == []
+        assert sysctl("ipv6/conf/tunlb-o/accept_ra") == "1"
+
+
 def udp_packet(saddr: str, daddr: str, ttl: int = 64) -> bytes:
     addresses = socket.inet_aton(saddr) + socket.inet_aton(daddr)
     head = struct.pack("!BBHHHBBH", 0x45, 0, 36, 1, 0, ttl, 17, 0) + addresses
@@ -468,17 +496,19 @@ def router() -> None:
 
 
 @pytest.mark.parametrize(
-    ("saddr", "daddr", "leaves"),
+    ("saddr", "daddr"),
     [
-        ("10.7.0.200", "10.8.0.11", True),
-        ("10.7.0.100", "203.0.113.9", True),
-        ("203.0.113.9", "10.8.0.11", True),
-        ("10.7.0.200", "10.7.0.100", True),
+        ("10.7.0.200", "10.8.0.11"),
+        ("10.7.0.100", "203.0.113.9"),
+        ("203.0.113.9", "10.8.0.11"),
+        ("10.7.0.200", "10.7.0.100"),
     ],
     ids=["fnat to a dest", "reply to a client", "nat to a dest", "to a VIP"],
 )
-def test_what_is_written_leaves_and_does_not_return(saddr: str, daddr: str, leaves: bool) -> None:
-    sh("sysctl -qw net.ipv4.conf.all.rp_filter=1")
+@pytest.mark.parametrize("rp_filter", [0, 1, 2])
+def test_what_is_written_leaves_and_does_not_return(saddr: str, daddr: str, rp_filter: int) -> None:
+    """Whatever the reverse path filter of the machine is."""
+    sh(*(f"sysctl -qw net.ipv4.conf.{c}.rp_filter={rp_filter}" for c in ("all", "default")))
     router()
     with (
         opened(TUN) as port,

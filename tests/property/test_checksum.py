@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunlb.netif import Netif
@@ -88,9 +88,7 @@ def rewrite(pkt: Packet, ends: tuple[str, int, str, int]) -> None:
     old = f.ones_sum(bytes(pkt.mem[at : at + 2 * size]))
     raw = f.address_bytes(saddr) + f.address_bytes(daddr)
     ports = sport.to_bytes(2, "big") + dport.to_bytes(2, "big")
-    change = checksum.delta(
-        f.ones_sum(bytes(pkt.mem[pkt.l4 : pkt.l4 + 4])), f.ones_sum(ports)
-    )
+    change = checksum.delta(f.ones_sum(bytes(pkt.mem[pkt.l4 : pkt.l4 + 4])), f.ones_sum(ports))
     moved = checksum.delta(old, f.ones_sum(raw))
     pkt.mem[at : at + 2 * size] = raw
     pkt.mem[pkt.l4 : pkt.l4 + 4] = ports
@@ -126,16 +124,7 @@ def test_a_rewrite_gives_the_packet_that_would_have_been_built(
     pkt = read(frame)
     assert pkt.partial() == partial
     rewrite(pkt, after)
-    expected = f.vnet(packet(after, proto, data), tun=True, needs_csum=partial)[10:]
-    if partial:
-        # the sum of a pseudo-header is never zero, but which zero of a field may differ
-        at = pkt.l4 - pkt.l3 + (6 if proto == 17 else 16)
-        got = bytearray(pkt.frame())
-        if int.from_bytes(got[at : at + 2], "big") % 0xFFFF == 0:
-            got[at : at + 2] = expected[at : at + 2]
-        assert bytes(got) == expected
-    else:
-        assert pkt.frame() == expected
+    assert pkt.frame() == f.vnet(packet(after, proto, data), tun=True, needs_csum=partial)[10:]
     vnet.emit(pkt)
     rewrite(pkt, before)
     assert pkt.frame() == frame[10:]
@@ -159,6 +148,7 @@ def test_a_wrong_checksum_is_never_repaired(ends, after, proto: int, error: int)
 
 
 @given(ident=words, ttl=st.integers(2, 255), tos=st.integers(0, 255), payload=payloads)
+@example(ident=0x27AD, ttl=64, tos=0, payload=b"")  # the checksum goes from FEFF to a zero
 def test_decrement_ttl_is_a_header_with_one_less(
     ident: int, ttl: int, tos: int, payload: bytes
 ) -> None:
@@ -167,7 +157,9 @@ def test_decrement_ttl_is_a_header_with_one_less(
 
     pkt = read(f.PLAIN + header(ttl))
     ipv4.decrement_ttl(pkt)
-    assert pkt.frame() == header(ttl - 1)
+    got, expected = pkt.frame(), header(ttl - 1)
+    assert got[:10] + got[12:] == expected[:10] + expected[12:]
+    assert f.ones_sum(got[:20]) == 0xFFFF
 
 
 @given(payload=payloads)

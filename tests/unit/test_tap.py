@@ -36,7 +36,7 @@ class ScriptedDirector(Director):
 
     def __init__(self, counters: Counters, act: Callable[[Packet], int]) -> None:
         # The real one's parts are not needed: drain only knows these three.
-        self.pkt = Packet()
+        self.packet = Packet()
         self.outbox = Outbox(counters)
         self.counters = counters
         self.act = act

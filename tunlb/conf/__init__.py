@@ -6,7 +6,7 @@ AddressRange, Mac), whose str() is the text to print. Nothing here touches a dev
 
 from __future__ import annotations
 
-from tunlb.conf.diff import Change, Diff, diff
+from tunlb.conf.diff import Change, Diff, diff, live
 from tunlb.conf.errors import ConfigError, Problem
 from tunlb.conf.load import DEFAULT_PATH, find, load, loads
 from tunlb.conf.schema import (
@@ -63,6 +63,7 @@ __all__ = [
     "Vlan",
     "diff",
     "find",
+    "live",
     "load",
     "loads",
 ]

@@ -76,6 +76,33 @@ def diff(old: Config, new: Config) -> Diff:
     )
 
 
+def live(old: Config, new: Config) -> Config:
+    """`new` as far as a reload may take it: what needs a restart stays as it is in `old`.
+
+    A port that is only in `new` is not there yet, so routes and neighs on it wait for it; one that
+    is only in `old` is still there.
+    """
+    fresh = {port.name: port for port in new.ports}
+    ports = tuple(
+        _keep(port, fresh[port.name], "port") if port.name in fresh else port for port in old.ports
+    )
+    names = {name for port in ports for name, _ in port.subports()}
+    return msgspec.structs.replace(
+        new,
+        tunlb=_keep(old.tunlb, new.tunlb, "tunlb"),
+        ports=ports,
+        routes=tuple(route for route in new.routes if route.port in names),
+        neighs=tuple(neigh for neigh in new.neighs if neigh.port in names),
+        hooks=old.hooks,
+    )
+
+
+def _keep(old: _T, new: _T, kind: str) -> _T:
+    """`new` with the keys that need a restart as they are in `old`."""
+    stay = {key: getattr(old, key) for key in _differing(old, new) if f"{kind}.{key}" in RESTART_KEYS}
+    return msgspec.structs.replace(new, **stay)
+
+
 def _change(
     old: Iterable[_T],
     new: Iterable[_T],

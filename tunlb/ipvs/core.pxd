@@ -29,6 +29,7 @@ cdef class Ipvs:
     cdef public ServiceTable services
     cdef public list dests, protocols, modes
     cdef public ConnTimers timers
+    cdef public bint quiescent
     cdef long long _hand
 
     @cython.locals(conns=ConnTable)

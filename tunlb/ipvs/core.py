@@ -126,6 +126,7 @@ class Ipvs:
             self.modes[mode.number] = mode
         self.timers = ConnTimers(conns.conn_max)
         self.timers.ipvs = self
+        self.quiescent = False  # take no new conns: tunlb is about to stop
         self._hand = 0
 
     # -- the packet path
@@ -312,7 +313,7 @@ class Ipvs:
             return pkt.drop(_TCP_NOT_SYN)
         if pkt.ttl <= 1:
             return icmp.refuse(pkt, _TTL_EXCEEDED, _ERR_TTL, 0)
-        dest: Dest = service.scheduler.schedule(pkt, now)
+        dest: Dest = None if self.quiescent else service.scheduler.schedule(pkt, now)
         if dest is None:
             return icmp.refuse(pkt, _NO_DEST, _ERR_PORT, 0)
         row: cython.longlong = self._new(pkt, service, dest, now)

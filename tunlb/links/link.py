@@ -65,7 +65,7 @@ def link_from(link: Any) -> Link:
         mtu=link.get("mtu") or 0,
         txqueuelen=link.get("txqlen") or 0,
         master=link.get("master") or 0,
-        hairpin=bool(link.get(("linkinfo", "slave_data", "brport_mode"))),
+        hairpin=bool(link.get(("linkinfo", "slave_data", "mode"))),
     )
 
 
@@ -75,12 +75,10 @@ def derive_mac(kernel_mac: bytes, name: str) -> int:
     It is as stable as the kernel side's, which is drawn when a device is made: a persistent device
     keeps its MACs over restarts. For any other, the configuration's `mac` fixes ours.
     """
-    for salt in range(256):
-        digest = blake2b(kernel_mac + name.encode(), digest_size=6, salt=bytes([salt])).digest()
-        mac = bytes([(digest[0] | 0x02) & 0xFE]) + digest[1:]
-        if mac != kernel_mac:
-            return int.from_bytes(mac, "big")
-    raise AssertionError("256 different hashes are one address")
+    digest = blake2b(kernel_mac + name.encode(), digest_size=6).digest()
+    # One bit is always the other way round on the kernel's side.
+    first = (digest[0] & 0xF8) | (~kernel_mac[0] & 0x04) | 0x02
+    return int.from_bytes(bytes([first]) + digest[1:], "big")
 
 
 def configure_port(port: Port) -> Setup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
@@ -20,10 +20,10 @@ TABLE_MAIN = 254
 
 # Nobody's addresses (RFC 5737, RFC 3849, RFC 9637), to ask where "anywhere" leads. Several, because
 # an example configuration may well route one of these blocks.
-_ANYWHERE: Mapping[int, tuple[str, ...]] = {
-    4: ("192.0.2.1", "198.51.100.1", "203.0.113.1"),
-    6: ("2001:db8::1", "3fff::1", "2001:db8:ffff::1"),
-}
+_ANYWHERE = (
+    (4, ("192.0.2.1", "198.51.100.1", "203.0.113.1")),
+    (6, ("2001:db8::1", "3fff::1", "2001:db8:ffff::1")),
+)
 
 
 class LoopProblem(NamedTuple):
@@ -118,7 +118,7 @@ class Check:
                     yield from self._dest(dest.daddr, source)
 
     def _anywhere(self, port: Port, link: Link) -> Iterator[LoopProblem]:
-        for version, probes in _ANYWHERE.items():
+        for version, probes in _ANYWHERE:
             source = next((a for a in self.owned if a.version == version), None)
             if source is None:
                 continue

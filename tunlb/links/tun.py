@@ -18,7 +18,10 @@ PROTOCOL = 116  #: marks the routes and rules that we made (`ip route show proto
 TABLE_BASE = 0x74000000
 PRIORITY = 740  #: of our rule: after `local` (0), before `main` (32766) and what VPNs install
 
+DUMMY_ADDRESS = "192.0.0.8"
+
 FIB_RULE_INVERT = 2
+RT_SCOPE_LINK = 253
 RTPROT_RA = 9
 
 
@@ -29,17 +32,19 @@ def install_tun_routes(
 
     Nothing but those addresses is routed into the TUN, from a table of its own that a rule shows to
     every packet *not* coming from the TUN: what we write can therefore not come back by these
-    routes, whatever address it has. A reload calls this again with the new addresses. Routes vanish
-    with the device; the rule stays (and matches an empty table) until `undo`.
+    routes, whatever address it has. Call it again with new addresses after a reload, and with the
+    same ones after the link was down, which makes the kernel forget its routes. The rule outlives
+    the device (and matches an empty table) until `undo`.
 
     The sysctls, each only where it differs:
 
     - forwarding on, or the kernel drops what we write. For IPv6, turning it on makes the kernel
       ignore router advertisements, so an interface that owes its default route to one is told to
       go on (accept_ra 2).
-    - the reverse path filter off or loose on the TUN: the client's address, which NAT keeps, is
-      behind another interface. The larger value of `all` and the interface counts, so loose (2)
-      always works.
+    - the reverse path filter off on the TUN: the client's address, which NAT keeps, is behind
+      another interface. The larger value of `all` and the interface counts, so where `all` is not
+      0, loose (2) it is; and a loose filter drops everything on an interface without an address
+      (measured), so the TUN gets one: the dummy address of RFC 7600.
     - no redirects out of the TUN: they are off only if both `all` and the TUN say so; other
       interfaces keep their own.
 
@@ -48,11 +53,13 @@ def install_tun_routes(
     addresses = [*vips, *laddrs]
     with IPRoute() as ipr:
         link = require_in(ipr, name)
+        if not link.up:
+            raise DeviceError(f"{name} is down and takes no routes", f"ip link set {name} up")
         changes: list[Change] = []
         for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
             nets = _networks(addresses, version)
             if nets:
-                changes += _sysctls4(name) if version == 4 else _sysctls6(ipr)
+                changes += _needs4(ipr, link) if version == 4 else _needs6(ipr)
             changes += _tun_rule(ipr, name, family, bool(nets))
             changes += _tun_routes(ipr, link, family, nets)
         return apply(ipr, name, changes)
@@ -123,19 +130,39 @@ def _tun_routes(
             yield add._replace(undo=(delete,))
 
 
-def _sysctls4(name: str) -> Iterator[Change]:
+def _needs4(ipr: IPRoute, link: Link) -> Iterator[Change]:
+    conf = f"ipv4/conf/{link.name}"
     if _sysctl("ipv4/ip_forward") != "1":
         yield _set("ipv4/ip_forward", "1")
-    elif _sysctl(f"ipv4/conf/{name}/forwarding") != "1":
-        yield _set(f"ipv4/conf/{name}/forwarding", "1")
-    if max(_sysctl(f"ipv4/conf/{where}/rp_filter") for where in ("all", name)) == "1":
-        yield _set(f"ipv4/conf/{name}/rp_filter", "2")
-    for where in ("all", name):
-        if _sysctl(f"ipv4/conf/{where}/send_redirects") != "0":
-            yield _set(f"ipv4/conf/{where}/send_redirects", "0", needed=False)
+    elif _sysctl(f"{conf}/forwarding") != "1":
+        yield _set(f"{conf}/forwarding", "1")
+    if _sysctl("ipv4/conf/all/rp_filter") == "0":
+        if _sysctl(f"{conf}/rp_filter") == "1":
+            yield _set(f"{conf}/rp_filter", "0")
+    else:
+        if "2" not in (_sysctl("ipv4/conf/all/rp_filter"), _sysctl(f"{conf}/rp_filter")):
+            yield _set(f"{conf}/rp_filter", "2")
+        if not [*ipr.get_addr(family=socket.AF_INET, index=link.index)]:
+            yield _dummy_address(link)
+    for where in ("ipv4/conf/all", conf):
+        if _sysctl(f"{where}/send_redirects") != "0":
+            yield _set(f"{where}/send_redirects", "0", needed=False)
 
 
-def _sysctls6(ipr: IPRoute) -> Iterator[Change]:
+def _dummy_address(link: Link) -> Change:
+    text = f"{DUMMY_ADDRESS}/32 dev {link.name} scope link"
+    arguments = {
+        "index": link.index,
+        "address": DUMMY_ADDRESS,
+        "prefixlen": 32,
+        "scope": RT_SCOPE_LINK,
+    }
+    delete = Change("an address is left over", f"ip addr del {text}", "addr", "del", arguments)
+    add = Change("it has no IPv4 address", f"ip addr add {text}", "addr", "add", arguments)
+    return add._replace(undo=(delete,))
+
+
+def _needs6(ipr: IPRoute) -> Iterator[Change]:
     if _sysctl("ipv6/conf/all/forwarding") == "1":
         return
     advertised = {

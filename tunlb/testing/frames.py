@@ -372,7 +372,7 @@ def vnet(
             frame = frame[:at] + struct.pack("!H", value) + frame[at + 2 :]
     if flags is None:
         flags = needs_csum * NEEDS_CSUM | data_valid * DATA_VALID
-    length = start + offset + 2 if needs_csum else 0
+    length = start + offset + 2 & 0xFFFF if needs_csum else 0
     head = struct.pack(
         "=BBHHHH", flags, gso_type, length if hdr_len is None else hdr_len, gso_size, start, offset
     )

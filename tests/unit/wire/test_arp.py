@@ -22,9 +22,7 @@ def test_build(vid) -> None:
     c.check(
         frame,
         c.ether(dst=f.CLIENT_MAC, src=f.SERVER_MAC, type=0x0806, vlan=(vid,) if vid else ()),
-        c.arp(
-            op=2, sha=f.SERVER_MAC, spa="10.0.0.100", tha=f.CLIENT_MAC, tpa="10.0.0.1"
-        ),
+        c.arp(op=2, sha=f.SERVER_MAC, spa="10.0.0.100", tha=f.CLIENT_MAC, tpa="10.0.0.1"),
         vnet=False,
     )
 

@@ -44,8 +44,8 @@ def words(datagram: bytes) -> int:
     return int.from_bytes(datagram[26:28], "big")
 
 
-def rewritten(load, frame: bytes, saddr: str, sport: int, proto: int = 17) -> bytes:
-    """The packet with another source, rewritten the incremental way; a bare IPv4 packet."""
+def rewritten(load, frame: bytes, saddr: str, sport: int):
+    """The packet with another source, rewritten the incremental way; bare IPv4, UDP."""
     pkt = load(frame, tun=True, vnet=True)
     assert vnet.parse(pkt) == 0
     assert ipv4.parse(pkt) == 0
@@ -55,8 +55,7 @@ def rewritten(load, frame: bytes, saddr: str, sport: int, proto: int = 17) -> by
     ports = checksum.delta(pkt.be16(pkt.l4), sport)
     pkt.put32(pkt.l3 + 12, pkt.saddr & 0xFFFFFFFF)
     pkt.put16(pkt.l4, sport)
-    field = pkt.l4 + (6 if proto == 17 else 16)
-    checksum.fix_l4(pkt, field, checksum.delta(old, new), ports)
+    checksum.fix_l4(pkt, pkt.l4 + 6, checksum.delta(old, new), ports)
     return pkt.frame()
 
 

@@ -15,7 +15,7 @@ ENDS = {4: ("10.0.0.1", "10.0.0.100"), 6: ("fd00::1", "fd00::100")}
 @pytest.fixture
 def message(load):
     def build(af: int, payload) -> object:
-        pkt = load(f.ip(*ENDS[af], payload, **({"proto": 1} if af == 4 else {"proto": 58})), tun=True)
+        pkt = load(f.ip(*ENDS[af], payload, proto=1 if af == 4 else 58), tun=True)
         assert (ipv4 if af == 4 else ipv6).parse(pkt) == 0
         return pkt
 
