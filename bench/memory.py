@@ -15,7 +15,6 @@ import json
 import os
 import re
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -36,23 +35,21 @@ if TYPE_CHECKING:
 
 GOAL_NS = 400.0
 NOW = 1_000_000  # ms; the same for every packet, nothing expires while we count
-VNET_NONE = bytes(10)  # no offload: full checksums
 
-CLIENT, CLIENT_MAC, CLIENT_PORT = "10.9.1.2", "02:00:00:00:01:02", 40000
-SERVER, SERVER_MAC, SERVER_PORT = "10.9.2.2", "02:00:00:00:02:02", 8080
-VIP, VIP_PORT = "10.9.1.100", 80
-SYN, ACK, PSH = 0x02, 0x10, 0x08
+CLIENT, CLIENT_MAC = "10.9.1.2:40000", "02:00:00:00:01:02"
+SERVER, SERVER_MAC = "10.9.2.2:8080", "02:00:00:00:02:02"
+VIP = "10.9.1.100:80"
 
 # Static neighbours: every frame goes through at once, nothing waits for ARP.
 CONFIG: tuple[dict[str, object], ...] = (
     {"kind": "tunlb", "version": 1, "workers": 1, "conn_max": 1024},
     {"kind": "port", "name": "lb-out", "addresses": ["10.9.1.254/24"]},
     {"kind": "port", "name": "lb-in", "addresses": ["10.9.2.254/24"]},
-    {"kind": "neigh", "port": "lb-out", "addr": CLIENT, "mac": CLIENT_MAC},
-    {"kind": "neigh", "port": "lb-in", "addr": SERVER, "mac": SERVER_MAC},
-    {"kind": "service", "name": "web", "proto": "tcp", "vaddr": VIP, "vport": VIP_PORT}
+    {"kind": "neigh", "port": "lb-out", "addr": "10.9.1.2", "mac": CLIENT_MAC},
+    {"kind": "neigh", "port": "lb-in", "addr": "10.9.2.2", "mac": SERVER_MAC},
+    {"kind": "service", "name": "web", "proto": "tcp", "vaddr": "10.9.1.100", "vport": 80}
     | {"fwdmode": "nat", "scheduler": "rr"},
-    {"kind": "dest", "service": "web", "daddr": SERVER, "dport": SERVER_PORT},
+    {"kind": "dest", "service": "web", "daddr": "10.9.2.2", "dport": 8080},
 )
 
 
@@ -66,60 +63,26 @@ class Case:
     frame: bytes
 
 
-def checksum(data: bytes) -> int:
-    """RFC 1071, over an even number of bytes."""
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
-def tcp_frame(
-    macs: tuple[bytes, bytes],
-    source: tuple[str, int],
-    target: tuple[str, int],
-    flags: int,
-    payload: bytes = b"",
-) -> bytes:
-    """A vnet header and an Ethernet frame with IPv4 and TCP, both checksums right.
-
-    Args:
-        macs: whose it is, and who sends it.
-    """
-    addresses = b"".join(bytes(map(int, text.split("."))) for text, _ in (source, target))
-    tcp = struct.pack("!HHIIBBHHH", source[1], target[1], 1, 1, 5 << 4, flags, 65535, 0, 0)
-    pseudo = addresses + struct.pack("!HH", 6, len(tcp) + len(payload))
-    tcp = tcp[:16] + struct.pack("!H", checksum(pseudo + tcp + payload)) + tcp[18:]
-    ip = struct.pack("!BBHHHBBH", 0x45, 0, 40 + len(payload), 1, 0x4000, 64, 6, 0) + addresses
-    ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
-    return VNET_NONE + b"".join(macs) + b"\x08\x00" + ip + tcp + payload
-
-
 def build() -> Case:
     """A conn established by its handshake, checked to be forwarded to the dest."""
-    from tunlb.packet import Packet
-    from tunlb.testing.flow import make_director
+    from tunlb.testing.flow import Rig
+    from tunlb.testing.frames import Flow, vnet
+    from tunlb.wire.ether import mac_text
 
-    director = make_director("".join(json.dumps(line) + "\n" for line in CONFIG))
-    outside, inside = (director.netif(name) for name in ("lb-out", "lb-in"))
-    packet = Packet()
-
-    def from_client(flags: int, payload: bytes = b"") -> bytes:
-        macs = (outside.mac_bytes, bytes.fromhex(CLIENT_MAC.replace(":", "")))
-        return tcp_frame(macs, (CLIENT, CLIENT_PORT), (VIP, VIP_PORT), flags, payload)
-
-    macs = (inside.mac_bytes, bytes.fromhex(SERVER_MAC.replace(":", "")))
-    answer = tcp_frame(macs, (SERVER, SERVER_PORT), (CLIENT, CLIENT_PORT), SYN | ACK)
-    data = from_client(PSH | ACK, bytes(64))
-    handshake = ((from_client(SYN), outside), (answer, inside), (from_client(ACK), outside))
-    for frame, iif in (*handshake, (data, outside)):
-        packet.load(frame, iif)
-        director.receive(packet, NOW)
-        if packet.oif is None:
-            raise SystemExit(f"bench/memory.py: not forwarded, reason {packet.reason}: {frame!r}")
-    if packet.frame()[30:34] != bytes(map(int, SERVER.split("."))):
-        raise SystemExit("bench/memory.py: the data went somewhere else than to the dest")
-    return Case(director, packet, outside, data)
+    rig = Rig("".join(json.dumps(line) + "\n" for line in CONFIG), now=NOW)
+    outside, inside = rig.netif("lb-out"), rig.netif("lb-in")
+    client = Flow(CLIENT, VIP, client_mac=CLIENT_MAC, server_mac=mac_text(outside.mac))
+    dest = Flow(CLIENT, SERVER, client_mac=mac_text(inside.mac), server_mac=SERVER_MAC)
+    data = vnet(client.data(bytes(64)))
+    handshake = (
+        ("lb-out", vnet(client.syn())),
+        ("lb-in", vnet(dest.synack())),
+        ("lb-out", vnet(client.ack())),
+    )
+    for port, frame in (*handshake, ("lb-out", data)):
+        if not rig.receive(port, frame)[1]:
+            raise SystemExit(f"bench/memory.py: not forwarded: {rig.counters()}")
+    return Case(rig.director, rig.director.packet, outside, data)
 
 
 def spin(case: Case, loads: int, receives: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tunlb.testing import frames
 from tunlb.testing.frames import flag_letters, ones_sum, pseudo_header
 
-_ERRORS = {4: (3, 4, 5, 11, 12), 6: tuple(range(128))}  # ICMP types that quote a packet
+_ERRORS_V4 = (3, 4, 5, 11, 12)  # ICMP types that quote a packet; in ICMPv6 all below 128
 
 
 @dataclass
@@ -378,7 +378,7 @@ def _icmp_body(frame: Frame, header: Ip) -> None:
             found.lladdr = _mac(option[2:])
         if header.ttl != 255:
             frame.fault(f"neighbour discovery with hop limit {header.ttl}")
-    elif found.type in _ERRORS[header.version]:
+    elif found.type < 128 if header.version == 6 else found.type in _ERRORS_V4:
         frame.quoted = _quote(frame, frame.payload)
 
 

@@ -116,3 +116,7 @@ def header(netif: Netif, mac: bytes, ether_type: int) -> bytes:
     """The L2 header of a frame that we build whole."""
     tag = b"" if netif.vid == 0 else ETH_P_8021Q.to_bytes(2, "big") + netif.vid.to_bytes(2, "big")
     return mac + netif.mac_bytes + tag + ether_type.to_bytes(2, "big")
+
+
+def mac_text(mac: int) -> str:
+    return mac.to_bytes(6, "big").hex(":")

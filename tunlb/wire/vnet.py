@@ -78,8 +78,8 @@ def check(pkt: Packet) -> cython.int:
     """
     if pkt.csum_start == 0:
         return 0
-    if pkt.csum_start < pkt.l4:
-        return _BAD
+    if pkt.csum_start < pkt.l4 or pkt.csum_start + pkt.csum_offset + 2 > pkt.end:
+        return _BAD  # the second: in the padding that the IP length cut off
     expected: cython.int = 16 if pkt.proto == _TCP else 6
     if pkt.csum_start == pkt.l4 and (pkt.proto == _TCP or pkt.proto == _UDP):
         if pkt.csum_offset != expected:

@@ -72,6 +72,15 @@ def test_a_pick_is_found_at_once_if_there_is_one(
     assert set(take(scheduler, 5)) <= valid
 
 
+def test_the_level_falls_at_once_to_what_valid_dests_weigh(make, picks) -> None:
+    scheduler = WeightedRoundRobin()
+    dests = make(3, 1)
+    scheduler.update(dests)
+    assert picks(scheduler, 1) == [0]
+    dests[0].available = False
+    assert picks(scheduler, 2) == [1, 1]
+
+
 def test_a_weight_change_shows_at_once_and_keeps_the_place(make, picks) -> None:
     scheduler = WeightedRoundRobin()
     dests = make(3, 3)

@@ -1,0 +1,291 @@
+"""Frames of every kind for two directors, ways to spoil them, and one way to feed them.
+
+A *step* is (frame, edits, ms): the index of a good frame, how to spoil it, and the time that
+passes before it is read. Steps are plain data, so that Hypothesis shrinks them and so that they
+can be replayed in another interpreter (:mod:`tests.property.replay`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from dataclasses import dataclass, field
+
+from tunlb.testing import frames as f
+from tunlb.testing.flow import Rig, Sent, mac_of
+
+Edit = tuple[str, int, int]
+Step = tuple[int, list[Edit], int]
+
+EDITS = ("flip", "set", "word", "cut", "grow", "splice", "swap", "seal")
+
+# What every edit may do to a frame of the TUN is decided on the packet, not on Ethernet's offsets.
+VNET = 10
+
+LB, LB1 = mac_of(0).to_bytes(6, "big"), mac_of(1).to_bytes(6, "big")
+GATEWAY, CLIENT = "02:00:00:00:00:01", "02:00:00:00:00:50"
+DESTS = {"10.0.0.11": "02:00:00:00:00:11", "fd00::11": "02:00:00:00:06:11"}
+FAR_DESTS = {"10.1.0.11": "02:00:00:00:01:11"}
+STATIONS = {"10.0.0.1": GATEWAY, "fd00::1": GATEWAY, "10.0.0.50": CLIENT, "fd00::50": CLIENT, **DESTS}
+
+
+def _service(name: str, proto: str, vaddr: str, vport: object, mode: str, daddr: str, dport: int | None) -> str:
+    laddr = ("fd00::200" if ":" in vaddr else "10.9.0.200" if vaddr.startswith("10.9") else "10.0.0.200")
+    laddrs = f',"laddrs":["{laddr}"]' if mode == "fnat" else ""
+    port = f'"{vport}"' if isinstance(vport, str) else vport
+    to = "" if dport is None else f',"dport":{dport}'
+    return (
+        f'{{"kind":"service","name":"{name}","proto":"{proto}","vaddr":"{vaddr}","vport":{port},'
+        f'"fwdmode":"{mode}","scheduler":"rr"{laddrs}}}\n'
+        f'{{"kind":"dest","service":"{name}","daddr":"{daddr}"{to}}}'
+    )
+
+
+def _neigh(port: str, stations: dict[str, str]) -> str:
+    return "\n".join(
+        f'{{"kind":"neigh","port":"{port}","addr":"{addr}","mac":"{mac}"}}' for addr, mac in stations.items()
+    )
+
+
+#: Every mode, both families and protocols, a port range and any port; two taps and a VLAN.
+TAP_CONFIG = "\n".join(
+    (
+        '{"kind":"port","name":"lb0","type":"tap","addresses":["10.0.0.254/24","fd00::fe/64"],'
+        '"vlans":[{"id":10,"addresses":["10.10.0.254/24"]}]}',
+        '{"kind":"port","name":"lb1","type":"tap","addresses":["10.1.0.254/24"],"mtu":1400}',
+        '{"kind":"route","dst":"0.0.0.0/0","via":"10.0.0.1","port":"lb0"}',
+        '{"kind":"route","dst":"fd99::/16","via":"fd00::1","port":"lb0"}',
+        _neigh("lb0", STATIONS),
+        _neigh("lb1", FAR_DESTS),
+        _neigh("lb0.10", {"10.10.0.5": CLIENT}),
+        _service("fnat", "tcp", "10.0.0.100", 80, "fnat", "10.0.0.11", 8080),
+        _service("nat", "tcp", "10.0.0.100", 81, "nat", "10.1.0.11", 8081),
+        _service("dr", "tcp", "10.0.0.100", 82, "dr", "10.0.0.11", 82),
+        _service("range", "tcp", "10.0.0.100", "90-99", "nat", "10.0.0.11", None),
+        _service("udp", "udp", "10.0.0.100", 53, "fnat", "10.0.0.11", 5353),
+        _service("any", "udp", "10.0.0.101", 0, "nat", "10.1.0.11", None),
+        _service("fnat6", "tcp", "fd00::100", 80, "fnat", "fd00::11", 8080),
+        _service("nat6", "udp", "fd00::100", 53, "nat", "fd00::11", 5353),
+        _service("dr6", "tcp", "fd00::100", 82, "dr", "fd00::11", 82),
+    )
+)
+
+TUN_CONFIG = "\n".join(
+    (
+        '{"kind":"port","name":"tun0","type":"tun","addresses":["10.9.0.254/24","fd00::fe/64"]}',
+        '{"kind":"route","dst":"0.0.0.0/0","port":"tun0"}',
+        '{"kind":"route","dst":"::/0","port":"tun0"}',
+        _service("fnat", "tcp", "10.9.0.100", 80, "fnat", "10.0.0.11", 8080),
+        _service("nat", "udp", "10.9.0.100", 53, "nat", "10.0.0.11", 5353),
+        _service("fnat6", "tcp", "fd00::100", 80, "fnat", "fd00::11", 8080),
+        _service("nat6", "udp", "fd00::100", 53, "nat", "fd00::11", 5353),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One director, and its good frames as (port, frame with its virtio-net header)."""
+
+    config: str
+    frames: list[tuple[str, bytes]]
+    tun: bool = False
+
+
+def _tap_flow(client: str, server: str, **fields: object) -> f.Flow:
+    return f.Flow(client, server, client_mac=CLIENT, server_mac=LB, **fields)  # type: ignore[arg-type]
+
+
+def _reply(dest: str, to: str, mac: str, lb: bytes = LB, *, tun: bool = False) -> f.Flow:
+    """What a dest says: its frames are those of the flow's client."""
+    return f.Flow(dest, to, client_mac=mac, server_mac=lb, tun=tun)
+
+
+def _tcp(port: str, there: f.Flow, back: f.Flow | None, back_port: str = "") -> list[tuple[str, bytes]]:
+    """A conversation: handshake, plain, partial and GSO data both ways, end."""
+    tun, gso = there.tun, f.GSO_TCPV6 if "[" in there.client else f.GSO_TCPV4
+    found = [(port, f.vnet(there.syn()))]
+    for flow, where in ((back, back_port or port), (there, port)):
+        if flow is None:
+            found.append((where, f.vnet(there.ack())))
+            continue
+        if flow is back:
+            found.append((where, f.vnet(flow.segment("SA", mss=1460))))
+        found += [
+            (where, f.vnet(flow.ack())),
+            (where, f.vnet(flow.data(b"odd"), needs_csum=True, tun=tun)),
+            (where, f.vnet(flow.data(bytes(3000)), needs_csum=True, gso_type=gso, gso_size=1200, tun=tun)),
+            (where, f.vnet(flow.data(b"good", options=b"\2\4\5\xb4"), data_valid=True)),
+        ]
+    found.append((port, f.vnet(there.fin())))
+    if back is not None:
+        found.append((back_port or port, f.vnet(back.fin())))
+    found.append((port, f.vnet(there.rst())))
+    return found
+
+
+def _udp(port: str, there: f.Flow, back: f.Flow, back_port: str = "") -> list[tuple[str, bytes]]:
+    tun = there.tun
+    gso = {"gso_type": f.GSO_UDP_L4, "gso_size": 1000}
+    found = []
+    for flow, where in ((there, port), (back, back_port or port)):
+        found += [
+            (where, f.vnet(flow.udp(b"odd"))),
+            (where, f.vnet(flow.udp(b"even"), needs_csum=True, tun=tun)),
+            (where, f.vnet(flow.udp(bytes(2500)), needs_csum=True, tun=tun, **gso)),
+        ]
+    if "[" not in there.client:
+        found.append((port, f.vnet(there.udp(b"bare", checksum=0))))
+    return found
+
+
+def error(saddr: str, daddr: str, kind: int, code: int, about: bytes, info: int = 0) -> bytes:
+    """An ICMP error that quotes the packet ``about``."""
+    return f.ip(saddr, daddr, f.icmp(kind, code, info, about))
+
+
+def _tap_frames() -> list[tuple[str, bytes]]:
+    dest, dest6, far = DESTS["10.0.0.11"], DESTS["fd00::11"], FAR_DESTS["10.1.0.11"]
+    client = "10.0.0.50:40000"
+    found = [
+        *_tcp("lb0", _tap_flow(client, "10.0.0.100:80"), _reply("10.0.0.11:8080", "10.0.0.200:1025", dest)),
+        *_tcp("lb0", _tap_flow(client, "10.0.0.100:81"), _reply("10.1.0.11:8081", client, far, LB1), "lb1"),
+        *_tcp("lb0", _tap_flow(client, "10.0.0.100:82"), None),
+        *_tcp("lb0", _tap_flow("192.0.2.7:7", "10.0.0.100:95"), _reply("10.0.0.11:95", "192.0.2.7:7", dest)),
+        *_tcp("lb0", _tap_flow("[fd00::50]:7", "[fd00::100]:80"), _reply("[fd00::11]:8080", "[fd00::200]:1025", dest6)),
+        *_tcp("lb0", _tap_flow("[fd99::5]:7", "[fd00::100]:82"), None),
+        *_udp("lb0", _tap_flow(client, "10.0.0.100:53"), _reply("10.0.0.11:5353", "10.0.0.200:1025", dest)),
+        *_udp("lb0", _tap_flow(client, "10.0.0.101:7"), _reply("10.1.0.11:7", client, far, LB1), "lb1"),
+        *_udp("lb0", _tap_flow("[fd99::5]:7", "[fd00::100]:53"), _reply("[fd00::11]:5353", "[fd99::5]:7", dest6)),
+    ]
+    said = f.ipv4("10.0.0.200", "10.0.0.11", f.tcp(1025, 8080, b"x" * 20))
+    answered = f.ipv4("10.0.0.100", "10.0.0.50", f.udp(53, 40000, b"answer"))
+    answered6 = f.ipv6("fd00::100", "fd99::5", f.udp(53, 7, b"answer"))
+    bare = [
+        error("10.0.0.11", "10.0.0.200", 3, 4, said, 1280),
+        error("10.0.0.11", "10.0.0.200", 3, 1, said[:28]),
+        error("192.0.2.1", "10.0.0.100", 11, 0, answered),
+        error("fd99::1", "fd00::100", 2, 0, answered6, 1280),
+        f.ipv4("10.0.0.50", "10.0.0.254", f.echo(1, 1, bytes(99))),
+        f.ipv4("10.0.0.50", "10.0.0.100", f.echo(1, 2), options=b"\x94\4\0\0"),
+        f.ipv6("fd00::50", "fd00::100", f.echo(1, 1, v6=True)),
+        f.ipv4("10.0.0.50", "10.1.0.11", f.udp(1, 2, bytes(1390))),
+        f.ipv4("10.0.0.50", "198.51.100.1", f.tcp(1, 2, flags="S"), ttl=1),
+        f.ipv4("10.0.0.50", "10.0.0.77", f.udp(5, 6, b"nobody there")),
+        f.ipv4("10.0.0.50", "10.0.0.100", f.tcp(40001, 80, b"late"), ttl=9),
+        f.ipv4("10.0.0.50", "10.0.0.100", f.udp(5, 80, b"x"), mf=True),
+        f.ipv4("10.0.0.50", "10.0.0.100", bytes(40), proto=47),
+        f.ipv6("fd00::50", "fd99::1", f.udp(1, 2, b"x"), extensions=((0, bytes(7)), (60, bytes(7)))),
+        f.ipv6("fd00::50", "fd00::100", f.tcp(9, 80, flags="S"), extensions=((44, b"\0\0\1" + bytes(4)),)),
+        f.ipv6("fd00::50", "fd00::100", f.nd_ns("fd00::100", CLIENT), ttl=255),
+        f.ipv6("fd00::50", "fd00::fe", f.nd_na("fd00::50", CLIENT), ttl=255),
+        f.ipv4("10.0.0.50", "224.0.0.1", f.udp(1, 2)),
+    ]
+    found += [("lb0", f.vnet(f.eth(LB, CLIENT, payload=packet))) for packet in bare]
+    own = f.vnet(f.eth(LB, LB, payload=bare[4]))
+    tagged = f.eth(LB, CLIENT, payload=f.ipv4("10.10.0.5", "10.0.0.50", f.udp(1, 2, b"x")), vlan=10)
+    tagged_vip = _tap_flow("10.10.0.5:1", "10.0.0.100:80", vlan=10)
+    found += [
+        ("lb0", own),
+        ("lb0", f.vnet(tagged)),
+        ("lb0", f.vnet(tagged_vip.syn(), needs_csum=True)),
+        ("lb0", f.vnet(f.eth(LB, CLIENT, payload=bare[4], vlan=(5, 10)))),
+        ("lb0", f.vnet(f.arp(1, CLIENT, "10.0.0.50", tpa="10.0.0.100"))),
+        ("lb0", f.vnet(f.arp(2, "02:00:00:00:00:77", "10.0.0.77", LB, "10.0.0.254"))),
+        ("lb0", f.vnet(f.arp(1, CLIENT, "10.10.0.5", tpa="10.10.0.254", vlan=10))),
+        ("lb1", f.vnet(f.arp(1, FAR_DESTS["10.1.0.11"], "10.1.0.11", tpa="10.1.0.254"))),
+    ]
+    return found
+
+
+def _tun_frames() -> list[tuple[str, bytes]]:
+    def flow(client: str, server: str) -> f.Flow:
+        return f.Flow(client, server, tun=True)
+
+    client, client6 = "192.0.2.7:40000", "[fd99::5]:40000"
+    found = [
+        *_tcp("tun0", flow(client, "10.9.0.100:80"), flow("10.0.0.11:8080", "10.9.0.200:1025")),
+        *_tcp("tun0", flow(client6, "[fd00::100]:80"), flow("[fd00::11]:8080", "[fd00::200]:1025")),
+        *_udp("tun0", flow(client, "10.9.0.100:53"), flow("10.0.0.11:5353", client)),
+        *_udp("tun0", flow(client6, "[fd00::100]:53"), flow("[fd00::11]:5353", client6)),
+    ]
+    bare = [
+        f.ipv4("192.0.2.7", "10.9.0.100", f.echo(1, 1)),
+        f.ipv6("fd99::5", "fd00::100", f.echo(1, 1, v6=True)),
+        error("192.0.2.1", "10.9.0.100", 3, 1, f.ipv4("10.9.0.100", "192.0.2.7", f.tcp(80, 40000, b"12345678"))),
+        f.ipv4("192.0.2.7", "198.51.100.1", f.udp(1, 2), ttl=1),
+        f.ipv4("192.0.2.7", "198.51.100.1", f.udp(1, 2)),
+    ]
+    return found + [("tun0", f.vnet(packet, tun=True)) for packet in bare]
+
+
+TAP = Kind(TAP_CONFIG, _tap_frames())
+TUN = Kind(TUN_CONFIG, _tun_frames(), tun=True)
+KINDS = {"tap": TAP, "tun": TUN}
+
+
+def spoil(kind: Kind, frame: bytes, edits: list[Edit]) -> bytes:
+    """The frame after the edits; any integers make sense of any edit."""
+    data = bytearray(frame)
+    for name, at, value in edits:
+        if not data:
+            break
+        where = at % len(data)
+        if name == "flip":
+            data[where] ^= 1 << value % 8
+        elif name == "set":
+            data[where] = value % 256
+        elif name == "word":
+            struct.pack_into("!H", data, where & ~1, value % 65536) if where + 1 < len(data) else None
+        elif name == "cut":
+            del data[where:]
+        elif name == "grow":
+            data += bytes([value % 256]) * (at % 64)
+        elif name == "splice":
+            other = kind.frames[value % len(kind.frames)][1]
+            data[where:] = other[where:]
+        elif name == "swap":
+            other = kind.frames[value % len(kind.frames)][1]
+            data[:VNET] = other[:VNET]
+        else:
+            seal(data, kind.tun)
+    return bytes(data)
+
+
+def seal(data: bytearray, tun: bool) -> None:
+    """Make the IPv4 header checksum right again, so that a spoilt packet gets past it."""
+    l3 = VNET + (0 if tun else f.l3_offset(bytes(data[VNET:])))
+    if len(data) < l3 + 20 or data[l3] >> 4 != 4:
+        return
+    length = (data[l3] & 15) * 4
+    if length < 20 or len(data) < l3 + length:
+        return
+    data[l3 + 10 : l3 + 12] = bytes(2)
+    struct.pack_into("!H", data, l3 + 10, f.checksum(bytes(data[l3 : l3 + length])))
+
+
+@dataclass
+class Feed:
+    """A director and the frames that go into it."""
+
+    kind: Kind
+    rig: Rig = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rig = Rig(self.kind.config, conn_max=16)
+
+    def read(self, step: Step) -> tuple[str, bytes, int, list[Sent], list[Sent]]:
+        """(port, frame, verdict, what the frame sent, what the time before it sent)."""
+        index, edits, ms = step
+        port, frame = self.kind.frames[index % len(self.kind.frames)]
+        data = spoil(self.kind, frame, edits)
+        ticked = self.rig.advance(ms, step=max(250, ms // 8))
+        verdict, sent = self.rig.receive(port, data)
+        return port, data, verdict, sent, ticked
+
+
+def is_ours(rig: Rig, address: str) -> bool:
+    value = int(ipaddress.ip_address(address))
+    if ":" in address:
+        return rig.director.ip.addresses.is_local(value >> 64, value & 0xFFFFFFFFFFFFFFFF)
+    return rig.director.ip.addresses.is_local(0, 0xFFFF_0000_0000 | value)
