@@ -11,7 +11,7 @@ cdef class NeighEntry:
     cdef public Netif netif
     cdef public unsigned long long hi, lo
     cdef public int state
-    cdef public bytes mac
+    cdef public bytes mac, prefix
     cdef public long long confirmed, requested
     cdef public bint pinned
     cdef public list queue

@@ -80,10 +80,15 @@ class NeighEntry:
         self.lo = lo
         self.state = NONE
         self.mac = bytes(6)
+        self.prefix = ether.prefix_of(netif, self.mac)
         self.confirmed = -1
         self.requested = -REQUEST_INTERVAL_MS
         self.pinned = False
         self.queue: list[bytes] = []
+
+    def set_mac(self, mac: bytes) -> None:
+        self.mac = mac
+        self.prefix = ether.prefix_of(self.netif, mac)
 
 
 class NeighTable(Wheel):
@@ -142,7 +147,7 @@ class NeighTable(Wheel):
             raise ValueError(f"more than {NEIGH_MAX} static neighbours")
         self.cancel(index)
         entry.state = NOARP
-        entry.mac = mac
+        entry.set_mac(mac)
 
     def forget_static(self) -> None:
         """Drop the static neighbours, before those of a new configuration."""
@@ -165,7 +170,7 @@ class NeighTable(Wheel):
             return self._queue(entry, pkt, now)
         if entry.state == _PROBE:
             self._request(entry, now)
-        ether.push(pkt, netif, entry.mac)
+        ether.push(pkt, entry.prefix)
         return 1
 
     def confirm(self, index: cython.int, now: cython.longlong) -> None:
@@ -176,7 +181,7 @@ class NeighTable(Wheel):
     def _queue(self, entry: NeighEntry, pkt: Packet, now: cython.longlong) -> cython.int:
         if len(entry.queue) >= QUEUE_MAX:
             return pkt.drop(_QUEUE_FULL)
-        ether.push(pkt, entry.netif, entry.mac)
+        ether.push(pkt, entry.prefix)
         vnet.emit(pkt)
         entry.queue.append(copy_of(pkt))
         self.counters.add(Event.NEIGH_QUEUED, 1)
@@ -218,7 +223,7 @@ class NeighTable(Wheel):
 
     def _learn(self, entry: NeighEntry, mac: bytes, now: int) -> None:
         """An answer that we asked for: take its MAC address and let the waiting packets go."""
-        entry.mac = mac
+        entry.set_mac(mac)
         entry.confirmed = now
         self._enter(entry, NUD[RECV_ARP][entry.state], now)
         waiting, entry.queue = entry.queue, []

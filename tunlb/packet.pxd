@@ -24,12 +24,12 @@ cdef class Packet:
     cpdef int wire_length(self) noexcept
 
     @cython.locals(p=Bytes)
-    cpdef unsigned int be16(self, int offset) noexcept
+    cpdef unsigned int be16(self, Py_ssize_t offset) noexcept
     @cython.locals(p=Bytes, high=cython.uint)
-    cpdef unsigned int be32(self, int offset) noexcept
-    cpdef unsigned long long be64(self, int offset) noexcept
+    cpdef unsigned int be32(self, Py_ssize_t offset) noexcept
+    cpdef unsigned long long be64(self, Py_ssize_t offset) noexcept
     @cython.locals(p=Bytes)
-    cpdef void put16(self, int offset, unsigned int value) noexcept
+    cpdef void put16(self, Py_ssize_t offset, unsigned int value) noexcept
     @cython.locals(p=Bytes)
-    cpdef void put32(self, int offset, unsigned int value) noexcept
-    cpdef void put64(self, int offset, unsigned long long value) noexcept
+    cpdef void put32(self, Py_ssize_t offset, unsigned int value) noexcept
+    cpdef void put64(self, Py_ssize_t offset, unsigned long long value) noexcept

@@ -133,32 +133,34 @@ class Packet:
         header: cython.int = 8 if self.proto == 17 else (self.p[self.l4 + 12] >> 4) * 4
         return self.l4 - self.l3 + header + self.gso_size
 
-    def be16(self, offset: cython.int) -> cython.uint:
+    # Indices of pointer width: with narrower ones a compiler that must let them wrap cannot merge the bytes.
+
+    def be16(self, offset: cython.Py_ssize_t) -> cython.uint:
         p = self.p
         return (p[offset] << 8) | p[offset + 1]
 
-    def be32(self, offset: cython.int) -> cython.uint:
+    def be32(self, offset: cython.Py_ssize_t) -> cython.uint:
         p = self.p
         high: cython.uint = p[offset]
         return (high << 24) | (p[offset + 1] << 16) | (p[offset + 2] << 8) | p[offset + 3]
 
-    def be64(self, offset: cython.int) -> cython.ulonglong:
+    def be64(self, offset: cython.Py_ssize_t) -> cython.ulonglong:
         high: cython.ulonglong = self.be32(offset)
         low: cython.ulonglong = self.be32(offset + 4)
         return (high << 32) | low
 
-    def put16(self, offset: cython.int, value: cython.uint) -> None:
+    def put16(self, offset: cython.Py_ssize_t, value: cython.uint) -> None:
         p = self.p
         p[offset] = (value >> 8) & 0xFF
         p[offset + 1] = value & 0xFF
 
-    def put32(self, offset: cython.int, value: cython.uint) -> None:
+    def put32(self, offset: cython.Py_ssize_t, value: cython.uint) -> None:
         p = self.p
         p[offset] = (value >> 24) & 0xFF
         p[offset + 1] = (value >> 16) & 0xFF
         p[offset + 2] = (value >> 8) & 0xFF
         p[offset + 3] = value & 0xFF
 
-    def put64(self, offset: cython.int, value: cython.ulonglong) -> None:
+    def put64(self, offset: cython.Py_ssize_t, value: cython.ulonglong) -> None:
         self.put32(offset, value >> 32)
         self.put32(offset + 4, value & _MASK32)

@@ -177,6 +177,7 @@ class Supervisor:
         ]
         services = config.services
         vips = {s.vaddr for s in services if not any(s.vaddr in network for network in on_link)}
+        vips |= {interface.ip for interface in tun.addresses}
         laddrs = {a for s in services for a in s.laddrs_expanded if not any(a in network for network in on_link)}
         self._changed(links.install_tun_routes(tun.name, vips, laddrs))
 
@@ -186,10 +187,11 @@ class Supervisor:
         for problem in problems:
             self.log.warning("routing_problem", port=problem.port, address=problem.address, message=str(problem))
         self._loop_problems = {str(problem) for problem in problems}
-        if problems and not self.force:
+        loops = [problem for problem in problems if problem.loop]
+        if loops and not self.force:
             raise StartError(
-                "refused, because packets would loop or go astray (--force overrides):\n"
-                + "\n".join(f"  {problem}" for problem in problems)
+                "refused, because our own packets would come back to us (--force overrides):\n"
+                + "\n".join(f"  {problem}" for problem in loops)
             )
 
     # -- run
@@ -216,7 +218,8 @@ class Supervisor:
             for task in tasks:
                 task.cancel()
             worker.stop()
-            self.close()
+            # netlink blocks, and refuses to on a thread that runs a loop
+            await asyncio.to_thread(self.close)
         self.log.info("stopped", **director.statistics(), counters=director.counters.snapshot())
         return 0
 
@@ -303,8 +306,16 @@ class Supervisor:
 
     def _recheck(self) -> None:
         """The kernel's links or routes changed: look for loops again, and say what is new."""
-        task = asyncio.ensure_future(asyncio.to_thread(links.check_loops, self.config))
+        task = asyncio.ensure_future(asyncio.to_thread(self._look_again, self.config))
         task.add_done_callback(self._rechecked)
+
+    def _look_again(self, config: Config) -> list[links.LoopProblem]:
+        for line in config.ports:
+            link = links.find_link(line.name)
+            # The kernel forgets a TUN's routes when its link goes down. One that is down stays so: somebody wants it.
+            if line.type == "tun" and link is not None and link.up:
+                self._install_routes(config)
+        return links.check_loops(config)
 
     def _rechecked(self, task: asyncio.Task[list[links.LoopProblem]]) -> None:
         if task.cancelled():
@@ -329,7 +340,7 @@ def main(path: Path, config: Config, log: Logger, *, force: bool = False) -> int
         try:
             director = await asyncio.to_thread(supervisor.prepare)
         except BaseException:
-            supervisor.close()
+            await asyncio.to_thread(supervisor.close)
             raise
         return await supervisor.run(director)
 

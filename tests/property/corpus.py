@@ -17,10 +17,19 @@ from tunlb.testing.flow import Rig, Sent, mac_of
 Edit = tuple[str, int, int]
 Step = tuple[int, list[Edit], int]
 
-EDITS = ("flip", "set", "word", "cut", "grow", "splice", "swap", "seal")
+EDITS = ("flip", "set", "word", "cut", "grow", "splice", "swap", "source", "target", "seal")
 
-# What every edit may do to a frame of the TUN is decided on the packet, not on Ethernet's offsets.
 VNET = 10
+
+#: Addresses that mean something: ours, dests, clients, and those that no wire may carry.
+ADDRESSES = (
+    *("10.0.0.254", "10.0.0.100", "10.0.0.200", "10.0.0.11", "10.0.0.50", "10.1.0.254", "192.0.2.7"),
+    *("0.0.0.0", "127.0.0.1", "255.255.255.255", "224.0.0.1", "10.0.0.255", "169.254.0.1"),
+)
+ADDRESSES6 = (
+    *("fd00::fe", "fd00::100", "fd00::200", "fd00::11", "fd00::50", "fd99::5"),
+    *("::", "::1", "ff02::1", "fe80::1", "::ffff:10.0.0.50"),
+)
 
 LB, LB1 = mac_of(0).to_bytes(6, "big"), mac_of(1).to_bytes(6, "big")
 GATEWAY, CLIENT = "02:00:00:00:00:01", "02:00:00:00:00:50"
@@ -247,9 +256,34 @@ def spoil(kind: Kind, frame: bytes, edits: list[Edit]) -> bytes:
         elif name == "swap":
             other = kind.frames[value % len(kind.frames)][1]
             data[:VNET] = other[:VNET]
+        elif name in ("source", "target"):
+            readdress(data, kind.tun, name == "target", at)
         else:
             seal(data, kind.tun)
     return bytes(data)
+
+
+def readdress(data: bytearray, tun: bool, target: bool, which: int) -> None:
+    """Put another address into the IP header, and make the checksums right for it."""
+    l3 = VNET + (0 if tun else f.l3_offset(bytes(data[VNET:])))
+    version = data[l3] >> 4 if len(data) > l3 else 0
+    if version == 4 and len(data) >= l3 + 20:
+        at, found = l3 + 12 + 4 * target, ADDRESSES[which % len(ADDRESSES)]
+    elif version == 6 and len(data) >= l3 + 40:
+        at, found = l3 + 8 + 16 * target, ADDRESSES6[which % len(ADDRESSES6)]
+    else:
+        return
+    packed = f.address_bytes(found)
+    change = f.ones_sum(packed) - f.ones_sum(bytes(data[at : at + len(packed)]))
+    data[at : at + len(packed)] = packed
+    seal(data, tun)
+    l4 = l3 + (40 if version == 6 else (data[l3] & 15) * 4)
+    field = l4 + {f.TCP: 16, f.UDP: 6, f.ICMPV6: 2}.get(data[l3 + (6 if version == 6 else 9)], len(data))
+    if field + 2 > len(data):
+        return
+    (value,) = struct.unpack_from("!H", data, field)
+    sign = 1 if data[0] & f.NEEDS_CSUM else -1
+    struct.pack_into("!H", data, field, (value + sign * change) % 0xFFFF)
 
 
 def seal(data: bytearray, tun: bool) -> None:

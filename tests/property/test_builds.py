@@ -112,7 +112,7 @@ def test_both_builds_agree_on_good_frames(other: subprocess.Popen[str], kind: st
 
 
 @given(kind=st.sampled_from(sorted(KINDS)), taken=steps)
-@settings(deadline=None)
+@settings(max_examples=2 * settings().max_examples, deadline=None)
 def test_both_builds_agree_on_every_frame(
     other: subprocess.Popen[str], kind: str, taken: list[Step]
 ) -> None:

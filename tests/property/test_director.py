@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.property.corpus import DESTS, EDITS, KINDS, LB, LB1, STATIONS, Feed, Step, is_ours
+from tunlb.counters import DropReason
 from tunlb.hook import Verdict
 from tunlb.testing import frames as f
 from tunlb.testing import parser
@@ -21,6 +22,8 @@ numbers = st.integers(0, 65535)
 edits = st.lists(st.tuples(st.sampled_from(EDITS), numbers, numbers), max_size=4)
 pauses = st.sampled_from((0, 0, 0, 0, 30, 1000, 20_000))
 steps = st.lists(st.tuples(st.integers(0, 120), edits, pauses), min_size=1, max_size=12)
+# Cheap and the heart of it, so more than the profile's share.
+MANY = settings(max_examples=4 * settings().max_examples, deadline=None)
 
 
 class Watch:
@@ -44,6 +47,11 @@ class Watch:
         parsed = parser.parse(data, tun=self.tun)
         self.hear(parsed)
         self.accounted(Verdict(verdict), before)
+        came = parsed.find(parser.Ip)
+        if isinstance(came, parser.Ip) and (
+            came.saddr in ("0.0.0.0", "::") or is_ours(rig, came.saddr)
+        ):
+            assert verdict != Verdict.ACCEPT, f"a packet from {came.saddr} was sent on"
         routed = rig.counters().get("FORWARDED", 0) > forwarded
         for i, one in enumerate(sent):
             self.lawful(one, routed, parsed)
@@ -74,7 +82,7 @@ class Watch:
             assert risen == {}
             return
         assert packet.reason != 0
-        own = f"drop.{_name(packet.reason)}"
+        own = f"drop.{DropReason(packet.reason).name}"
         assert risen.pop(own, 0) >= 1
         if packet.err_type < 0:
             assert risen == {}
@@ -132,12 +140,6 @@ class Watch:
             assert ip.ttl == came.ttl - 1
 
 
-def _name(reason: int) -> str:
-    from tunlb.counters import DropReason
-
-    return DropReason(reason).name
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_good_frames_pass_the_watch(kind: str) -> None:
     """The good frames are good, most are forwarded, and every conn of them is born."""
@@ -151,7 +153,7 @@ def test_good_frames_pass_the_watch(kind: str) -> None:
 
 
 @given(kind=st.sampled_from(sorted(KINDS)), taken=steps)
-@settings(deadline=None)
+@MANY
 def test_spoilt_frames(kind: str, taken: list[Step]) -> None:
     watch = Watch(kind)
     for step in taken:
@@ -159,7 +161,7 @@ def test_spoilt_frames(kind: str, taken: list[Step]) -> None:
 
 
 @given(kind=st.sampled_from(sorted(KINDS)), begin=st.integers(0, 100), taken=steps)
-@settings(deadline=None)
+@MANY
 def test_spoilt_frames_of_conns(kind: str, begin: int, taken: list[Step]) -> None:
     """The same behind a good conversation, so that more of them meet a conn."""
     watch = Watch(kind)

@@ -42,7 +42,7 @@ def test_pool_is_a_set(shape: tuple[int, int], taken: list[tuple[str, int]]) -> 
         assert pool.used == len(model)
 
 
-@pytest.mark.parametrize(("step", "residue"), [(1, 0), (4, 3), (8, 1), (4096, 1024), (32768, 5)])
+@pytest.mark.parametrize(("step", "residue"), [(1, 0), (4, 3), (8, 1), (4096, 1024), (32768, 1030)])
 def test_a_pool_gives_each_of_its_ports_once_in_turn(step: int, residue: int) -> None:
     pool = LportPool(step, residue)
     ports = [port for port in range(FIRST_PORT, LAST_PORT + 1) if port % step == residue]
@@ -50,8 +50,7 @@ def test_a_pool_gives_each_of_its_ports_once_in_turn(step: int, residue: int) ->
     assert pool.take() == 0
     assert pool.used == pool.size == len(ports)
     pool.give(ports[-1])
-    pool.give(ports[0])
-    assert sorted((pool.take(), pool.take())) == sorted({ports[0], ports[-1]})
+    assert pool.take() == ports[-1]
     assert pool.take() == 0
 
 

@@ -61,6 +61,7 @@ _CONN_TABLE_FULL = cython.declare(cython.int, DropReason.CONN_TABLE_FULL)
 _LPORT_EXHAUSTED = cython.declare(cython.int, DropReason.LPORT_EXHAUSTED)
 _CONN_EXISTS = cython.declare(cython.int, DropReason.CONN_EXISTS)
 _DEST_GONE = cython.declare(cython.int, DropReason.DEST_GONE)
+_MARTIAN = cython.declare(cython.int, DropReason.MARTIAN)
 _ERR_TTL = cython.declare(cython.int, ERR_TIME_EXCEEDED)
 _ERR_PORT = cython.declare(cython.int, ERR_PORT_UNREACHABLE)
 _ERR_NET = cython.declare(cython.int, ERR_NET_UNREACHABLE)
@@ -311,6 +312,9 @@ class Ipvs:
             return _ACCEPT
         if not protocol.opens(pkt):
             return pkt.drop(_TCP_NOT_SYN)
+        if (pkt.saddr_hi == 0 and pkt.saddr == 0) or self.addresses.is_local(pkt.saddr_hi, pkt.saddr):
+            # Replies to such a client would come back to us: checked here once, so that packets of conns need not be.
+            return pkt.drop(_MARTIAN)
         if pkt.ttl <= 1:
             return icmp.refuse(pkt, _TTL_EXCEEDED, _ERR_TTL, 0)
         dest: Dest = None if self.quiescent else service.scheduler.schedule(pkt, now)

@@ -22,17 +22,22 @@ def fold(total: cython.ulonglong) -> cython.uint:
     return (total & _MASK16_64) + (total >> 16)
 
 
-def sum16(pkt: Packet, offset: cython.int, length: cython.int) -> cython.uint:
+def sum16(pkt: Packet, offset: cython.Py_ssize_t, length: cython.Py_ssize_t) -> cython.uint:
     """The sum of ``length`` bytes at ``offset``, an odd last byte padded with zero."""
     p = pkt.p
     total: cython.ulonglong = 0
-    i: cython.int
-    end: cython.int = offset + length - 1
-    i = offset
-    while i < end:
+    word: cython.uint
+    i: cython.Py_ssize_t = offset
+    end: cython.Py_ssize_t = offset + length
+    # 2**16 = 1 in ones' complement arithmetic, so the sum may be taken in words of 32 bits.
+    while i + 4 <= end:
+        word = p[i]
+        total += (word << 24) | (p[i + 1] << 16) | (p[i + 2] << 8) | p[i + 3]
+        i += 4
+    if i + 2 <= end:
         total += (p[i] << 8) | p[i + 1]
         i += 2
-    if i == end:
+    if i < end:
         total += p[i] << 8
     return fold(total)
 
@@ -56,7 +61,7 @@ def update(field: cython.uint, change: cython.uint) -> cython.uint:
     return 0xFFFF - fold((0xFFFF - field) + change)
 
 
-def fix_l4(pkt: Packet, offset: cython.int, addresses: cython.uint, ports: cython.uint) -> None:
+def fix_l4(pkt: Packet, offset: cython.Py_ssize_t, addresses: cython.uint, ports: cython.uint) -> None:
     """Keep the TCP or UDP checksum at ``offset`` right after a rewrite.
 
     ``addresses`` is the delta of the pseudo-header, ``ports`` that of the header and payload. A partial field holds

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import cython
 
+if cython.compiled:
+    from cython.cimports.libc.string import memcpy
+
 from tunlb.counters import DropReason
 from tunlb.netif import Netif
 from tunlb.packet import BROADCAST, ETHER_LEN, HOST, L3_OFFSET, MULTICAST, OTHERHOST, VLAN_LEN, Packet
@@ -93,29 +96,27 @@ def _untag(pkt: Packet, netif: Netif) -> cython.int:
     return 0
 
 
-def push(pkt: Packet, netif: Netif, mac: bytes) -> None:
-    """Write the L2 header that sends the packet from ``netif`` to ``mac`` (6 bytes); sets ``start``."""
-    p = pkt.p
-    src: bytes = netif.mac_bytes
-    i: cython.int
-    base: cython.int = _L3_OFFSET - _ETHER_LEN
-    if netif.vid != 0:
-        base -= _VLAN_LEN
-        pkt.put16(base + 12, _8021Q)
-        pkt.put16(base + 14, netif.vid)
-        pkt.put16(base + 16, pkt.ether_type)
+def push(pkt: Packet, prefix: bytes) -> None:
+    """Put an L2 header before the packet: ``prefix`` (see :func:`prefix_of`), then the packet's own type."""
+    length: cython.int = len(prefix)
+    base: cython.int = _L3_OFFSET - 2 - length
+    if cython.compiled:
+        memcpy(pkt.p + base, cython.cast(cython.p_char, prefix), length)
     else:
-        pkt.put16(base + 12, pkt.ether_type)
-    for i in range(6):
-        p[base + i] = mac[i]
-        p[base + 6 + i] = src[i]
+        pkt.mem[base : base + length] = prefix
+    pkt.put16(_L3_OFFSET - 2, pkt.ether_type)
     pkt.start = base
+
+
+def prefix_of(netif: Netif, mac: bytes) -> bytes:
+    """Everything before the ether type in a frame from ``netif`` to ``mac``: addresses and VLAN tag."""
+    tag = b"" if netif.vid == 0 else ETH_P_8021Q.to_bytes(2, "big") + netif.vid.to_bytes(2, "big")
+    return mac + netif.mac_bytes + tag
 
 
 def header(netif: Netif, mac: bytes, ether_type: int) -> bytes:
     """The L2 header of a frame that we build whole."""
-    tag = b"" if netif.vid == 0 else ETH_P_8021Q.to_bytes(2, "big") + netif.vid.to_bytes(2, "big")
-    return mac + netif.mac_bytes + tag + ether_type.to_bytes(2, "big")
+    return prefix_of(netif, mac) + ether_type.to_bytes(2, "big")
 
 
 def mac_text(mac: int) -> str:

@@ -43,7 +43,7 @@ _LATER = cython.declare(cython.int, LATER_FRAGMENT)
 def parse(pkt: Packet) -> cython.int:
     """Check the header at ``l3``, trim link-layer padding and fill the network fields; 0 or a DropReason."""
     p = pkt.p
-    l3: cython.int = pkt.l3
+    l3: cython.Py_ssize_t = pkt.l3
     room: cython.int = pkt.end - l3
     if room < 20:
         return _TRUNCATED
@@ -105,14 +105,14 @@ def decrement_ttl(pkt: Packet) -> None:
     p = pkt.p
     p[pkt.l3 + 8] = p[pkt.l3 + 8] - 1
     field: cython.uint = pkt.be16(pkt.l3 + 10) + 0x0100
-    pkt.put16(pkt.l3 + 10, field + (field >> 16))
+    pkt.put16(pkt.l3 + 10, field + (1 if field >= 0xFFFF else 0))
     pkt.ttl -= 1
 
 
 def build(pkt: Packet, proto: cython.int, payload: cython.int, tos: cython.int) -> None:
     """A fresh header at ``l3`` for ``payload`` bytes behind it, addresses from the Packet: TTL 64, DF, id 0 (RFC 6864)."""
     p = pkt.p
-    l3: cython.int = pkt.l3
+    l3: cython.Py_ssize_t = pkt.l3
     p[l3] = 0x45
     p[l3 + 1] = tos
     pkt.put16(l3 + 2, 20 + payload)

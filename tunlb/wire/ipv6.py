@@ -39,7 +39,7 @@ _LATER = cython.declare(cython.int, LATER_FRAGMENT)
 def parse(pkt: Packet) -> cython.int:
     """Check the header at ``l3``, trim padding, walk extension headers, fill the network fields; 0 or a DropReason."""
     p = pkt.p
-    l3: cython.int = pkt.l3
+    l3: cython.Py_ssize_t = pkt.l3
     room: cython.int = pkt.end - l3
     if room < 40:
         return _TRUNCATED
@@ -125,7 +125,7 @@ def decrement_hop_limit(pkt: Packet) -> None:
 def build(pkt: Packet, proto: cython.int, payload: cython.int, hop_limit: cython.int) -> None:
     """A fresh header at ``l3`` for ``payload`` bytes behind it, addresses from the Packet."""
     p = pkt.p
-    l3: cython.int = pkt.l3
+    l3: cython.Py_ssize_t = pkt.l3
     pkt.put32(l3, 0x60000000)
     pkt.put16(l3 + 4, payload)
     p[l3 + 6] = proto

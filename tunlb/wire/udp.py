@@ -17,7 +17,7 @@ _L4_HEADER = cython.declare(cython.int, DropReason.L4_HEADER)
 def parse(pkt: Packet) -> cython.int:
     """Check the header at ``l4`` and fill the ports; 0 or L4_HEADER."""
     p = pkt.p
-    l4: cython.int = pkt.l4
+    l4: cython.Py_ssize_t = pkt.l4
     room: cython.int = pkt.end - l4
     if room < 8:
         return _L4_HEADER

@@ -35,12 +35,12 @@ _LOW = cython.declare(cython.int, 0 if sys.byteorder == "little" else 1)
 _HIGH = cython.declare(cython.int, 1 - (0 if sys.byteorder == "little" else 1))
 
 
-def _get16(pkt: Packet, offset: cython.int) -> cython.int:
+def _get16(pkt: Packet, offset: cython.Py_ssize_t) -> cython.int:
     p = pkt.p
     return p[offset + _LOW] | (p[offset + _HIGH] << 8)
 
 
-def _set16(pkt: Packet, offset: cython.int, value: cython.int) -> None:
+def _set16(pkt: Packet, offset: cython.Py_ssize_t, value: cython.int) -> None:
     p = pkt.p
     p[offset + _LOW] = value & 0xFF
     p[offset + _HIGH] = (value >> 8) & 0xFF

@@ -1,0 +1,235 @@
+"""ICMP errors about packets of a conn: passed on to the side that sent the packet, translated inside and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.flow.kit import (
+    DEST_MAC,
+    LAN_MAC,
+    ROUTER_MAC,
+    WAN_MAC,
+    Conn,
+    Net,
+    Rig,
+    balanced,
+    dropped,
+    one,
+    states,
+)
+from tunlb.hook import Verdict
+from tunlb.testing.checkers import check, ether, icmp, ip, quoted, tcp, udp
+from tunlb.testing.frames import eth
+from tunlb.testing.frames import icmp as message
+from tunlb.testing.frames import ip as packet
+from tunlb.testing.frames import vnet
+
+# name: type, code, second word, for IPv4 and IPv6
+KINDS: dict[str, dict[int, tuple[int, int, int]]] = {
+    "too-big": {4: (3, 4, 1280), 6: (2, 0, 1280)},
+    "port-unreachable": {4: (3, 3, 0), 6: (1, 4, 0)},
+    "host-unreachable": {4: (3, 1, 0), 6: (1, 3, 0)},
+    "time-exceeded": {4: (11, 0, 0), 6: (3, 0, 0)},
+}
+
+
+def wrote(conn: Conn, direction: str) -> bytes:
+    """A packet that left us, as a router on its way quotes it."""
+    seen = conn.up("PA", b"12345678") if direction == "up" else conn.down("PA", b"12345678")
+    return seen.data[24:]
+
+
+def error(
+    net: Net, kind: str, source: str, target: str, about: bytes, side: str, **fields: Any
+) -> bytes:
+    number, code, info = KINDS[kind][net.af]
+    macs = (WAN_MAC, ROUTER_MAC) if side == "wan" else (LAN_MAC, DEST_MAC)
+    return vnet(eth(*macs, payload=packet(source, target, message(number, code, info, about, **fields))))
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["8-bytes", "whole"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+@pytest.mark.parametrize("mode", ["fnat", "nat"])
+def test_from_the_dests_side(net: Net, mode: str, proto: str, kind: str, cut: bool) -> None:
+    """A router behind us, or the dest, complains about a client's packet: the client hears it from the VIP."""
+    rig = Rig(balanced(net, proto, mode))
+    conn = Conn(rig, net, proto, mode).establish()
+    about = wrote(conn, "up")
+    before = conn.counted()
+    header = 20 if net.af == 4 else 40
+    router = "192.0.2.77" if net.af == 4 else "2001:db8:77::1"
+    raw = error(net, kind, router, conn.laddr, about[: header + 8] if cut else about, "lan")
+    sent = one(rig.receive("lan", raw))
+    number, code, info = KINDS[kind][net.af]
+    ports = (tcp if proto == "tcp" else udp)(sport=conn.cport, dport=80)
+    assert sent.port == "wan"
+    check(
+        sent.frame,
+        ether(dst=ROUTER_MAC, src=WAN_MAC),
+        ip(saddr=net.vip, daddr=conn.caddr, ttl=63),
+        icmp(type=number, code=code, info=info),
+        quoted(ip(saddr=conn.caddr, daddr=net.vip), ports),
+    )
+    assert rig.counters() == before | {"ICMP_RELATED": 1}
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["8-bytes", "whole"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+@pytest.mark.parametrize("mode", ["fnat", "nat"])
+def test_from_the_clients_side(net: Net, mode: str, proto: str, kind: str, cut: bool) -> None:
+    """A router before us, or the client, complains about a reply: the dest hears it."""
+    rig = Rig(balanced(net, proto, mode))
+    conn = Conn(rig, net, proto, mode).establish()
+    about = wrote(conn, "down")
+    before = conn.counted()
+    header = 20 if net.af == 4 else 40
+    router = "192.0.2.77" if net.af == 4 else "2001:db8:77::1"
+    raw = error(net, kind, router, net.vip, about[: header + 8] if cut else about, "wan")
+    sent = one(rig.receive("wan", raw))
+    number, code, info = KINDS[kind][net.af]
+    ports = (tcp if proto == "tcp" else udp)(sport=8080, dport=conn.lport)
+    assert sent.port == "lan"
+    check(
+        sent.frame,
+        ether(dst=DEST_MAC, src=LAN_MAC),
+        # nat shows the dest the world as it is; fnat shows it nothing but our laddr
+        ip(saddr=net.laddr if mode == "fnat" else router, daddr=net.dest, ttl=63),
+        icmp(type=number, code=code, info=info),
+        quoted(ip(saddr=net.dest, daddr=conn.laddr), ports),
+    )
+    assert rig.counters() == before | {"ICMP_RELATED": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_direct_routing(net: Net, kind: str) -> None:
+    """The reply did not pass us, but the error about it comes to the VIP, which is ours: to the dest, as it is."""
+    rig = Rig(balanced(net, "tcp", "dr"))
+    conn = Conn(rig, net, "tcp", "dr").establish()
+    about = conn.frame(conn.outside, "PA", b"reply", True)[14:]
+    router = "192.0.2.77" if net.af == 4 else "2001:db8:77::1"
+    raw = error(net, kind, router, net.vip, about, "wan")
+    sent = one(rig.receive("wan", raw))
+    number, code, info = KINDS[kind][net.af]
+    check(
+        sent.frame,
+        ether(dst=DEST_MAC, src=LAN_MAC),
+        ip(saddr=router, daddr=net.vip, ttl=63),
+        icmp(type=number, code=code, info=info),
+        quoted(ip(saddr=net.vip, daddr=conn.caddr), tcp(sport=80, dport=conn.cport)),
+    )
+    assert rig.counters() == conn.counted(ICMP_RELATED=1)
+
+
+def fnat(net: Net) -> tuple[Rig, Conn, bytes]:
+    rig = Rig(balanced(net))
+    conn = Conn(rig, net).establish()
+    return rig, conn, wrote(conn, "up")
+
+
+def test_unrelated(net: Net) -> None:
+    rig, _, about = fnat(net)
+    ports = 20 if net.af == 4 else 40
+    other = about[:ports] + b"\x04\x01" + about[ports + 2 :]
+    raw = error(net, "too-big", net.dest, net.laddr, other, "lan")
+    before = rig.counters()
+    assert rig.receive("lan", raw) == (Verdict.DROP, [])
+    assert rig.counters() == before | {"drop.ICMP_UNRELATED": 1}
+
+
+def test_error_about_somebody_elses_packet_is_routed(net: Net) -> None:
+    """A dest behind us has a life of its own: what is not addressed to us and of no conn, is forwarded."""
+    rig = Rig(balanced(net))
+    about = packet(net.dest, net.nowhere, b"\0\x16\x30\x39" + bytes(16), proto=6)
+    raw = error(net, "time-exceeded", net.remote, net.dest, about, "wan")
+    check(one(rig.receive("wan", raw)).frame, ip(saddr=net.remote, daddr=net.dest, ttl=63))
+    assert rig.counters() == {"FORWARDED": 1}
+
+
+def test_inner_packet_of_another_protocol(net: Net) -> None:
+    rig, _, _ = fnat(net)
+    about = packet(net.laddr, net.dest, bytes(20), proto=47)
+    before = rig.counters()
+    assert rig.receive("lan", error(net, "too-big", net.dest, net.laddr, about, "lan")) == (0, [])
+    assert rig.counters() == before | {"drop.ICMP_UNRELATED": 1}
+
+
+def test_bad_outer_checksum(net: Net) -> None:
+    rig, conn, about = fnat(net)
+    raw = error(net, "too-big", net.dest, net.laddr, about, "lan", checksum=0x1234)
+    assert rig.receive("lan", raw) == (Verdict.DROP, [])
+    assert rig.counters() == conn.counted(drop_ICMP_INVALID=1)
+
+
+@pytest.mark.parametrize("length", range(28))
+def test_short_quote(net: Net, length: int) -> None:
+    rig, conn, about = fnat(net)
+    length += 0 if net.af == 4 else 20
+    raw = error(net, "too-big", net.dest, net.laddr, about[:length], "lan")
+    assert rig.receive("lan", raw) == (Verdict.DROP, [])
+    assert rig.counters() == conn.counted(drop_ICMP_INVALID=1)
+
+
+INNER_LIES = {
+    "version": {"version": 6},
+    "ihl-4": {"ihl": 4},
+    "ihl-15": {"ihl": 15},
+    "checksum": {"checksum": 0x1111},
+    "fragment-offset": {"fragment": 8, "df": False},
+}
+
+
+@pytest.mark.parametrize("fields", INNER_LIES.values(), ids=INNER_LIES)
+def test_inner_ipv4_header_lies(fields: dict[str, Any]) -> None:
+    from tests.flow.kit import V4
+
+    rig, conn, _ = fnat(V4)
+    ports = conn.lport.to_bytes(2, "big") + (8080).to_bytes(2, "big")
+    about = packet(V4.laddr, V4.dest, ports + bytes(4), proto=6, **fields)
+    raw = error(V4, "too-big", V4.dest, V4.laddr, about, "lan")
+    assert rig.receive("lan", raw) == (Verdict.DROP, [])
+    assert rig.counters() == conn.counted(drop_ICMP_INVALID=1)
+
+
+def test_an_error_does_not_keep_a_conn_alive(net: Net) -> None:
+    rig = Rig(balanced(net, "udp"))
+    conn = Conn(rig, net, "udp")
+    about = wrote(conn, "up")
+    for _ in range(3):
+        rig.advance(90_000, step=1000)
+        one(rig.receive("lan", error(net, "port-unreachable", net.dest, net.laddr, about, "lan")))
+    assert states(rig) == ["ONEWAY"]
+    rig.advance(31_000)
+    assert states(rig) == []
+    assert rig.counters() == conn.counted(ICMP_RELATED=3, CONN_EXPIRED=1)
+
+
+def test_ttl_of_an_error(net: Net) -> None:
+    """Used up on the way through us: dropped, and no error about an error."""
+    rig, conn, about = fnat(net)
+    number, code, info = KINDS["too-big"][net.af]
+    body = packet(net.dest, net.laddr, message(number, code, info, about), ttl=1)
+    assert rig.receive("lan", vnet(eth(LAN_MAC, DEST_MAC, payload=body))) == (Verdict.DROP, [])
+    assert rig.counters() == conn.counted(drop_TTL_EXCEEDED=1)
+
+
+def test_udp_without_checksum_inside(net: Net) -> None:
+    """The quoted 0 says that there is none, and goes on saying so."""
+    if net.af == 6:
+        pytest.skip("UDP over IPv6 always has a checksum")
+    rig = Rig(balanced(net, "udp"))
+    conn = Conn(rig, net, "udp")
+    about = conn.up("", b"12345678", checksum=0).data[24:]
+    raw = error(net, "port-unreachable", net.dest, net.laddr, about, "lan")
+    check(one(rig.receive("lan", raw)).frame, quoted(udp(checksum=0)))
+
+
+def test_to_another_station(net: Net) -> None:
+    _, _, about = fnat(net)
+    rig = Rig(balanced(net))
+    number, code, info = KINDS["too-big"][net.af]
+    body = packet(net.dest, net.laddr, message(number, code, info, about))
+    dropped(rig, "lan", vnet(eth("02:00:00:00:00:99", DEST_MAC, payload=body)), "OTHERHOST")
