@@ -1,8 +1,9 @@
 """Drop reasons, event counters and the buffer that holds them.
 
-Every frame that tunlb does not forward ends in exactly one :class:`DropReason`; everything else worth
-counting is an :class:`Event`. Both are rows of one array of unsigned 64-bit integers over a buffer that the
-caller gives, so that a supervisor that shares the buffer reads them without stopping a worker.
+Every frame that tunlb does not forward ends in exactly one :class:`DropReason`; everything else
+worth counting is an :class:`Event`. Both are rows of one array of unsigned 64-bit integers over a
+buffer that the caller gives, so that a supervisor that shares the buffer reads them without
+stopping a worker.
 """
 
 from __future__ import annotations
@@ -29,30 +30,48 @@ class DropReason(_Sentence):
 
     UNKNOWN = 0, "A hook dropped the packet without giving a reason."
     TRUNCATED = 1, "The frame ends before the headers that it announces."
-    VNET_HEADER = 2, "The virtio-net header contradicts the frame (offsets, GSO type or segment size)."
+    VNET_HEADER = (
+        2,
+        "The virtio-net header contradicts the frame (offsets, GSO type or segment size).",
+    )
     ETHER_TYPE = 3, "Neither ARP, IPv4 nor IPv6, and no port takes it over."
     VLAN_UNKNOWN = 4, "Tagged with a VLAN that the port does not have."
     VLAN_STACK = 5, "More than one VLAN tag."
-    OWN_MAC = 6, "Our own frame came back: its source is one of our MAC addresses (routing loop, layer a)."
-    LOOP = 7, "A packet that we wrote came back with its TTL lowered by one (routing loop, layer c)."
+    OWN_MAC = (
+        6,
+        "Our own frame came back: its source is one of our MAC addresses (routing loop, layer a).",
+    )
+    LOOP = (
+        7,
+        "A packet that we wrote came back with its TTL lowered by one (routing loop, layer c).",
+    )
     OTHERHOST = 8, "Addressed to another station's MAC address."
     IP_VERSION = 9, "The IP version field contradicts the frame's type."
     IP_HEADER = 10, "The IP header length is impossible."
     IP_CHECKSUM = 11, "The IPv4 header checksum is wrong."
     IP_LENGTH = 12, "The IP total length is shorter than the header or longer than the frame."
-    IP_OPTIONS = 13, "An IPv4 source-route option, a malformed option, or too many IPv6 extension headers."
+    IP_OPTIONS = (
+        13,
+        "An IPv4 source-route option, a malformed option, or too many IPv6 extension headers.",
+    )
     MARTIAN = 14, "A source or destination address that must not appear on a wire."
     LAND = 15, "Source and destination are the same endpoint."
     FRAGMENT = 16, "An IP fragment; ports are unknown in all but the first."
     L4_HEADER = 17, "The TCP, UDP or ICMP header is truncated or its length field lies."
     TTL_EXCEEDED = 18, "TTL or hop limit used up; the sender gets ICMP time exceeded."
-    MTU_EXCEEDED = 19, "Larger than the next link's MTU; the sender gets frag needed or packet too big."
+    MTU_EXCEEDED = (
+        19,
+        "Larger than the next link's MTU; the sender gets frag needed or packet too big.",
+    )
     NO_ROUTE = 20, "No route leads to the destination; the sender gets ICMP net unreachable."
     NOT_FORWARDED = 21, "Broadcast, multicast or link-local traffic that is not forwarded."
     PORT_UNREACHABLE = 22, "Addressed to us, but no service or protocol takes it."
     TCP_NOT_SYN = 23, "A TCP segment other than a SYN to a service that knows no such conn."
     UDP_TO_TCP_VIP = 24, "A UDP datagram to a VIP that has only TCP services."
-    NO_DEST = 25, "The service has no dest that may take a new conn; the sender gets port unreachable."
+    NO_DEST = (
+        25,
+        "The service has no dest that may take a new conn; the sender gets port unreachable.",
+    )
     CONN_TABLE_FULL = 26, "No free row, and no half-open, closing or idle UDP conn to evict."
     LPORT_EXHAUSTED = 27, "No free laddr:lport towards this dest."
     CONN_EXISTS = 28, "The new conn's tuple is taken by another conn."
@@ -60,7 +79,10 @@ class DropReason(_Sentence):
     ICMP_UNRELATED = 30, "An ICMP error about a packet that belongs to no conn."
     ICMP_IGNORED = 31, "An ICMP message for us that needs no answer."
     ARP_INVALID = 32, "A malformed ARP packet or one that claims an address of ours."
-    ND_INVALID = 33, "A malformed neighbour discovery message or one that claims an address of ours."
+    ND_INVALID = (
+        33,
+        "A malformed neighbour discovery message or one that claims an address of ours.",
+    )
     NEIGH_QUEUE_FULL = 34, "The queue of packets that wait for a neighbour is full."
     NEIGH_UNREACHABLE = 35, "The neighbour did not answer in time."
     NEIGH_TABLE_FULL = 36, "The neighbour table is full."
@@ -116,7 +138,8 @@ _EVENT_BASE = cython.declare(cython.int, N_REASONS)
 class Counters:
     """The counters of one worker.
 
-    ``buffer`` is writable, at least :data:`SIZE` bytes, zeroed by its maker; values are native-endian u64.
+    ``buffer`` is writable, at least :data:`SIZE` bytes, zeroed by its maker; values are
+    native-endian u64.
     """
 
     def __init__(self, buffer: bytearray | memoryview | None = None) -> None:

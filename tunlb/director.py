@@ -1,8 +1,10 @@
-"""The director: the engine of one worker, made of the pipeline, the neighbours and IPVS (see docs/architecture.md).
+"""The director: the engine of one worker, made of the pipeline, the neighbours and IPVS (see
+docs/architecture.md).
 
-Four verbs: :meth:`Director.receive` takes a packet that a port loaded, :meth:`Director.tick` lets time pass,
-:meth:`Director.apply` takes a new configuration between two bursts, and ``outbox`` holds frames of our own to be
-written after a burst. ``now`` is milliseconds of a monotonic clock, always an argument.
+Four verbs: :meth:`Director.receive` takes a packet that a port loaded, :meth:`Director.tick` lets
+time pass, :meth:`Director.apply` takes a new configuration between two bursts, and ``outbox`` holds
+frames of our own to be written after a burst. ``now`` is milliseconds of a monotonic clock, always
+an argument.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from tunlb.counters import Counters
 from tunlb.hook import Hook, Point
 from tunlb.ipvs.conn import ConnTable
 from tunlb.ipvs.core import Defence, Ipvs, IpvsIn
-from tunlb.ipvs.dest import Dest
+from tunlb.ipvs.dest import NO_DEST, Dest
 from tunlb.ipvs.laddr import LportPools
 from tunlb.ipvs.proto import tcp, udp
 from tunlb.ipvs.sched import find as find_scheduler
@@ -34,7 +36,9 @@ from tunlb.pipeline.ingress import Ingress
 from tunlb.pipeline.ip import Ip
 from tunlb.route import Route, RouteTable
 
-TIMER_BUDGET = 4096  #: timers fired per tick, so that a wave of expiries does not hold up the packets
+TIMER_BUDGET = (
+    4096  #: timers fired per tick, so that a wave of expiries does not hold up the packets
+)
 ANNOUNCE_MS = (0, 1000, 2000)  #: the burst of gratuitous announcements after a start or a takeover
 SWEEP_MS = 10_000
 
@@ -44,8 +48,9 @@ DestKey = tuple[str, int, int, int]
 class Director:
     """Everything that a worker does with frames, without a device or a clock.
 
-    ``macs`` maps port names to our MAC addresses (48-bit integers, absent for a TUN). ``seed`` is the 64-bit seed shared by
-    directors for consistent hashing. ``on_error`` gets a hook and the exception it raised.
+    ``macs`` maps port names to our MAC addresses (48-bit integers, absent for a TUN). ``seed`` is
+    the 64-bit seed shared by directors for consistent hashing. ``on_error`` gets a hook and the
+    exception it raised.
     """
 
     def __init__(
@@ -92,7 +97,8 @@ class Director:
     # -- the packet path
 
     def receive(self, pkt: Packet, now: cython.longlong) -> cython.int:
-        """The verdict on a frame that a port loaded into ``pkt``: ACCEPT means write it to ``pkt.oif``.
+        """The verdict on a frame that a port loaded into ``pkt``: ACCEPT means write it to
+        ``pkt.oif``.
 
         The one place where drops are counted and senders told.
         """
@@ -122,15 +128,20 @@ class Director:
         self.announce(now)
 
     def announce(self, now: int) -> None:
-        """Tell every neighbour that our addresses are here: at the start, at a takeover, when a link comes up."""
+        """Tell every neighbour that our addresses are here: at the start, at a takeover, when a
+        link comes up.
+        """
         self._announcements = [now + delay for delay in ANNOUNCE_MS]
 
     def apply(self, config: Config, now: int) -> None:
         """Take a new configuration. Conns survive; dests that are gone or quiescent drain."""
-        gone = {service.name for service in self.config.services} - {service.name for service in config.services}
+        gone = {service.name for service in self.config.services} - {
+            service.name for service in config.services
+        }
         laddrs = {service.name: service.laddrs for service in config.services}
         for service in self.config.services:
-            # Replies still come to the laddrs and clients still speak to the VIP of what was removed.
+            # Replies still come to the laddrs and clients still speak to the VIP of what was
+            # removed.
             if service.name in gone or service.laddrs != laddrs[service.name]:
                 self._lingering.append((now + round(service.drain_s * 1000), service))
         self.config = config
@@ -188,14 +199,21 @@ class Director:
                 name = f"{port.name}.{vlan.id}"
                 if name not in known:
                     known[name] = Netif(
-                        len(self.netifs), name, parent.mac, parent.mtu, vid=vlan.id, queue=parent.queue
+                        len(self.netifs),
+                        name,
+                        parent.mac,
+                        parent.mtu,
+                        vid=vlan.id,
+                        queue=parent.queue,
                     )
                     self.netifs.append(known[name])
                 parent.vlans[vlan.id] = known[name]
         return known
 
     def _owner(self, prefixes: list[tuple[int, int, int, Netif]], hi: int, lo: int) -> Netif | None:
-        """The port whose subnet holds an address, by the longest prefix; else a TUN, where it is simply routed."""
+        """The port whose subnet holds an address, by the longest prefix; else a TUN, where it is
+        simply routed.
+        """
         value = hi << 64 | lo
         holding = [
             (length, netif)
@@ -233,12 +251,14 @@ class Director:
         self.ipvs.services = table
 
     def _make_service(self, config: Config, line: ServiceConf) -> Service:
-        """A new Service, or the old one's scheduler and counters where only other things changed."""
+        """A new Service; it keeps the old one's scheduler and counters where it can."""
         old = self._services.get(line.name)
         cls = find_scheduler(line.scheduler)
         scheduler = (
             old.scheduler
-            if old is not None and type(old.scheduler) is cls and old.scheduler.table_size == line.mh_table_size
+            if old is not None
+            and type(old.scheduler) is cls
+            and old.scheduler.table_size == line.mh_table_size
             else cls(self.seed, line.mh_table_size)
         )
         protocol = self._protocols[line.proto]
@@ -260,11 +280,13 @@ class Director:
         return service
 
     def _make_dest(self, key: DestKey, af: int) -> Dest:
-        """The dest with this identity, known or new; a removed one that comes back is available again."""
+        """The dest with this identity, known or new; a removed one that comes back is available
+        again.
+        """
         dest = self._dests.get(key)
         if dest is None:
             dests = self.ipvs.dests
-            index = next((i for i, slot in enumerate(dests) if slot is None), len(dests))
+            index = next((i for i, slot in enumerate(dests) if slot is NO_DEST), len(dests))
             dest = Dest(index, af, key[1], key[2], key[3])
             if index == len(dests):
                 dests.append(dest)
@@ -285,11 +307,13 @@ class Director:
         dest.weight = weight
 
     def _sweep(self, now: int) -> None:
-        """Forget drained dests without conns, empty lport pools, and addresses that only drained services needed."""
+        """Forget drained dests without conns, empty lport pools, and addresses that only drained
+        services needed.
+        """
         for key, dest in list(self._dests.items()):
             if not dest.available and dest.actconns + dest.inactconns == 0:
                 del self._dests[key]
-                self.ipvs.dests[dest.id] = None
+                self.ipvs.dests[dest.id] = NO_DEST
         self.ipvs.pools.sweep()
         if any(until <= now for until, _ in self._lingering):
             self._wire(now)

@@ -1,7 +1,7 @@
 """Hooks: points, verdicts, and the type that the pipeline, IPVS and users share.
 
-Numbers are DPVS' (include/inet.h), not netfilter's. A hook edits the packet and returns a verdict; it never
-calls the next stage.
+Numbers are DPVS' (include/inet.h), not netfilter's. A hook edits the packet and returns a verdict;
+it never calls the next stage.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Point(IntEnum):
 class Hook:
     """Subclass it, in plain Python or compiled, and register it at a point.
 
-    ``run`` gets the packet and ``now`` in milliseconds and returns a :class:`Verdict`; before DROP it may set
-    ``pkt.reason``. An exception drops the packet as HOOK_ERROR.
+    ``run`` gets the packet and ``now`` in milliseconds and returns a :class:`Verdict`; before DROP
+    it may set ``pkt.reason``. An exception drops the packet as HOOK_ERROR.
     """
 
     point = Point.PRE_ROUTING

@@ -1,7 +1,8 @@
-"""The worker: one event loop that moves frames, lets the director's time pass and looks after its devices.
+"""The worker: one event loop that moves frames, lets the director's time pass and looks after its
+devices.
 
-The director knows no clock and no descriptor; this is where it gets both. Everything that may block (netlink, opening
-a device) is somebody else's and runs in a thread.
+The director knows no clock and no descriptor; this is where it gets both. Everything that may block
+(netlink, opening a device) is somebody else's and runs in a thread.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ def monotonic_ms() -> int:
 class Worker:
     """Runs a director on ports, indexed by ``Netif.queue``.
 
-    ``reopen`` makes a lost device anew and may block; it raises DeviceError while that is not possible.
+    ``reopen`` makes a lost device anew and may block; it raises DeviceError while that is not
+    possible.
     """
 
-    def __init__(self, director: Director, ports: Sequence[Port], reopen: Reopen, log: Logger) -> None:
+    def __init__(
+        self, director: Director, ports: Sequence[Port], reopen: Reopen, log: Logger
+    ) -> None:
         self.director = director
         self.drain = Drain(director, ports)
         self._reopen = reopen
@@ -85,7 +89,7 @@ class Worker:
         self._log.error(
             "port_lost",
             port=port.netif.name,
-            hint="the device was deleted; conns are kept and it is made anew as soon as that is possible",
+            hint="the device was deleted; conns are kept, it is made anew as soon as possible",
         )
         task = asyncio.ensure_future(self._recover(port.netif))
         self._reopening.add(task)

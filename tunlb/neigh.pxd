@@ -13,7 +13,7 @@ cdef class NeighEntry:
     cdef public int state
     cdef public bytes mac, prefix
     cdef public long long confirmed, requested
-    cdef public bint pinned
+    cdef public bint pinned, asking
     cdef public list queue
 
 cdef class NeighTable(Wheel):
@@ -24,6 +24,7 @@ cdef class NeighTable(Wheel):
     cdef public unsigned int epoch
     cdef dict _by_key
     cdef list _free
+    cdef NeighEntry _nobody
 
     cpdef int resolve(self, Netif netif, unsigned long long hi, unsigned long long lo, long long now) except -1
     cpdef int output(self, Packet pkt, long long now) except -1

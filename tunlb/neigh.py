@@ -1,7 +1,8 @@
-"""Neighbours, ARP and ND alike: the NUD table, the bounded queues, and who may teach us a MAC address.
+"""Neighbours, ARP and ND alike: the NUD table, the bounded queues, and who may teach us a MAC
+address.
 
-Heads up: read RFC 826, RFC 4861 section 7.3 and RFC 5227 beside this file; states, events and timers are DPVS'
-(src/neigh.c). An entry is
+Heads up: read RFC 826, RFC 4861 section 7.3 and RFC 5227 beside this file; states, events and
+timers are DPVS' (src/neigh.c). An entry is
 
 * NONE       asked for and not answered; packets queue, a timeout drops them and forgets the entry
 * SEND       a request is on the wire
@@ -9,12 +10,13 @@ Heads up: read RFC 826, RFC 4861 section 7.3 and RFC 5227 beside this file; stat
 * PROBE      not confirmed for a while; usable, and the next packet asks again (unicast)
 * DELAY      asked again; usable until the answer or a timeout
 
-Only an answer that we asked for teaches a MAC address. A gratuitous one for an entry that we have makes us ask that
-station by unicast, and its answer counts. Our own addresses, groups and broadcast are never learnt. At most
-:data:`NEIGH_MAX` entries, :data:`QUEUE_MAX` packets an entry, one request a second an address.
+Only an answer that we asked for teaches a MAC address. A gratuitous one for an entry that we have
+makes us ask that station by unicast, and its answer counts. Our own addresses, groups and broadcast
+are never learnt. At most :data:`NEIGH_MAX` entries, :data:`QUEUE_MAX` packets an entry, one request
+a second an address.
 
-An entry's index is handed to conns, so a deleted entry that a conn may hold (``pinned``) changes ``epoch``: rows with
-an older epoch resolve their neighbours anew.
+An entry's index is handed to conns, so a deleted entry that a conn may hold (``pinned``) changes
+``epoch``: rows with an older epoch resolve their neighbours anew.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from __future__ import annotations
 import cython
 
 from tunlb.counters import Counters, DropReason, Event
-from tunlb.netif import Addresses, Netif
+from tunlb.netif import NOWHERE, Addresses, Netif
 from tunlb.outbox import PLAIN_VNET, Outbox, copy_of
 from tunlb.packet import VNET_LEN, Packet
 from tunlb.timers import Wheel
@@ -83,6 +85,7 @@ class NeighEntry:
         self.prefix = ether.prefix_of(netif, self.mac)
         self.confirmed = -1
         self.requested = -REQUEST_INTERVAL_MS
+        self.asking = False  # a request is out, and its one answer has not come
         self.pinned = False
         self.queue: list[bytes] = []
 
@@ -99,7 +102,9 @@ class NeighTable(Wheel):
         self.counters = counters
         self.addresses = addresses
         self.outbox = outbox
-        self.entries: list[NeighEntry | None] = [None]  # index 0 means "not decided"
+        # Index 0 means "not decided"; nobody also sits where an entry was deleted.
+        self._nobody = NeighEntry(0, NOWHERE, 0, 0)
+        self.entries = [self._nobody]
         self.epoch = 1
         self._by_key: dict[tuple[int, int, int], NeighEntry] = {}
         self._free: list[int] = []
@@ -110,7 +115,9 @@ class NeighTable(Wheel):
     def resolve(
         self, netif: Netif, hi: cython.ulonglong, lo: cython.ulonglong, now: cython.longlong
     ) -> cython.int:
-        """The index of the entry for an address on ``netif``, made if need be; 0 when the table is full."""
+        """The index of the entry for an address on ``netif``, made if need be; 0 when the table is
+        full.
+        """
         if netif.tun:
             hi = 0
             lo = 0
@@ -133,7 +140,7 @@ class NeighTable(Wheel):
             index = self._free.pop()
         else:
             index = len(self.entries)
-            self.entries.append(None)
+            self.entries.append(self._nobody)
         entry = NeighEntry(index, netif, key[1], key[2])
         self.entries[index] = entry
         self._by_key[key] = entry
@@ -143,7 +150,7 @@ class NeighTable(Wheel):
         """A neighbour of the configuration: never asked for, never forgotten."""
         index = self.resolve(netif, hi, lo, 0)
         entry = self.entries[index]
-        if entry is None:
+        if entry is self._nobody:
             raise ValueError(f"more than {NEIGH_MAX} static neighbours")
         self.cancel(index)
         entry.state = NOARP
@@ -158,8 +165,9 @@ class NeighTable(Wheel):
     # -- the packet path
 
     def output(self, pkt: Packet, now: cython.longlong) -> cython.int:
-        """Send the packet to ``pkt.neigh``: ACCEPT with the L2 header written and ``oif`` set, or STOLEN into the queue
-        of an unresolved neighbour, or DROP."""
+        """Send the packet to ``pkt.neigh``: ACCEPT with the L2 header written and ``oif`` set, or
+        STOLEN into the queue of an unresolved neighbour, or DROP.
+        """
         entry: NeighEntry = self.entries[pkt.neigh]
         netif: Netif = entry.netif
         pkt.oif = netif
@@ -174,7 +182,9 @@ class NeighTable(Wheel):
         return 1
 
     def confirm(self, index: cython.int, now: cython.longlong) -> None:
-        """Traffic proved that this neighbour lives (an ACK came back); the timer looks at it when it fires."""
+        """Traffic proved that this neighbour lives (an ACK came back); the timer looks at it when
+        it fires.
+        """
         entry: NeighEntry = self.entries[index]
         entry.confirmed = now
 
@@ -195,13 +205,16 @@ class NeighTable(Wheel):
         self.schedule(entry.index, now, STATE_TIMEOUT_MS[state])
 
     def _request(self, entry: NeighEntry, now: cython.longlong) -> None:
-        """Ask for the entry, at most once a second: by broadcast or group while unknown, by unicast to verify."""
+        """Ask for the entry, at most once a second: by broadcast or group while unknown, by unicast
+        to verify.
+        """
         if now - entry.requested < _REQUEST_INTERVAL:
             return
         to = entry.mac if entry.state >= REACHABLE else b""
         if not self._send_request(entry, to):
             return
         entry.requested = now
+        entry.asking = True
         state = NUD[SEND_ARP][entry.state]
         if state != entry.state:
             self._enter(entry, state, now)
@@ -214,7 +227,12 @@ class NeighTable(Wheel):
             return False
         if is_v4:
             frame = arp.build(
-                netif, arp.REQUEST, source[1] & 0xFFFFFFFF, bytes(6), entry.lo & 0xFFFFFFFF, to or BROADCAST_MAC
+                netif,
+                arp.REQUEST,
+                source[1] & 0xFFFFFFFF,
+                bytes(6),
+                entry.lo & 0xFFFFFFFF,
+                to or BROADCAST_MAC,
             )
         else:
             frame = nd.solicit(netif, source, (entry.hi, entry.lo), to)
@@ -225,15 +243,18 @@ class NeighTable(Wheel):
         """An answer that we asked for: take its MAC address and let the waiting packets go."""
         entry.set_mac(mac)
         entry.confirmed = now
+        entry.asking = False
         self._enter(entry, NUD[RECV_ARP][entry.state], now)
         waiting, entry.queue = entry.queue, []
         for frame in waiting:
             self.outbox.put(entry.netif, frame[:VNET_LEN] + mac + frame[VNET_LEN + 6 :])
 
     def fire(self, index: cython.int, now: cython.longlong) -> cython.longlong:
-        """The state's time is over: confirmed entries stay reachable, others take the TIMEOUT column."""
+        """The state's time is over: confirmed entries stay reachable, others take the TIMEOUT
+        column.
+        """
         entry = self.entries[index]
-        if entry is None:
+        if entry is self._nobody:
             return 0
         timeout = STATE_TIMEOUT_MS[entry.state]
         if entry.state >= REACHABLE and entry.confirmed >= 0 and now - entry.confirmed < timeout:
@@ -256,7 +277,7 @@ class NeighTable(Wheel):
         self._discard(entry)
         self.cancel(entry.index)
         del self._by_key[(entry.netif.index, entry.hi, entry.lo)]
-        self.entries[entry.index] = None
+        self.entries[entry.index] = self._nobody
         self._free.append(entry.index)
         if entry.pinned:
             self.epoch += 1
@@ -264,7 +285,7 @@ class NeighTable(Wheel):
     # -- ARP and ND input: cold, so in plain bytes
 
     def arp_input(self, pkt: Packet, now: cython.longlong) -> cython.int:
-        """An ARP packet (DPVS: neigh_resolve_input). STOLEN when it was good, whatever came of it."""
+        """An ARP packet (DPVS: neigh_resolve_input). STOLEN when it was good."""
         netif: Netif = pkt.iif
         body = bytes(pkt.mem[pkt.l3 : pkt.end])
         if not arp.is_ethernet_ipv4(body):
@@ -277,7 +298,9 @@ class NeighTable(Wheel):
             return pkt.drop(DropReason.ARP_INVALID)
         self.counters.add(Event.ARP_IN, 1)
         if operation == arp.REQUEST and self.addresses.owned_by(netif, 0, target):
-            reply = arp.build(netif, arp.REPLY, target & 0xFFFFFFFF, sender_mac, sender & 0xFFFFFFFF, sender_mac)
+            reply = arp.build(
+                netif, arp.REPLY, target & 0xFFFFFFFF, sender_mac, sender & 0xFFFFFFFF, sender_mac
+            )
             self.counters.add(Event.NEIGH_REPLIES, 1)
             self.outbox.put(netif, PLAIN_VNET + reply)
         self._heard(netif, 0, sender, sender_mac, operation == arp.REPLY and sender != target, now)
@@ -289,25 +312,33 @@ class NeighTable(Wheel):
         if netif.tun or icmp.verify(pkt) != 0:
             return pkt.drop(DropReason.ND_INVALID)
         message = nd.parse(pkt)
-        if message is None or (message.mac and not self._may_claim(message.claim[1], message.mac, message.claim[0])):
+        if message is None or (
+            message.mac and not self._may_claim(message.claim[1], message.mac, message.claim[0])
+        ):
             return pkt.drop(DropReason.ND_INVALID)
         self.counters.add(Event.ND_IN, 1)
         source = (pkt.saddr_hi, pkt.saddr)
         if message.solicitation:
             if self.addresses.owned_by(netif, message.target[0], message.target[1]):
                 to = message.mac or bytes(pkt.mem[pkt.start + 6 : pkt.start + 12])
-                reply = nd.advertise(netif, message.target, None if source == (0, 0) else source, to)
+                reply = nd.advertise(
+                    netif, message.target, None if source == (0, 0) else source, to
+                )
                 self.counters.add(Event.NEIGH_REPLIES, 1)
                 self.outbox.put(netif, PLAIN_VNET + reply)
             if message.mac:
                 self._heard(netif, source[0], source[1], message.mac, False, now)
         elif message.mac:
-            self._heard(netif, message.target[0], message.target[1], message.mac, message.solicited, now)
+            self._heard(
+                netif, message.target[0], message.target[1], message.mac, message.solicited, now
+            )
         elif message.solicited:
-            # A unicast verification may be answered without the link-layer option (RFC 4861 section 4.4).
+            # A unicast verification may be answered without the link-layer option (RFC 4861 section
+            # 4.4).
             entry = self.lookup(netif, message.target[0], message.target[1])
-            if entry is not None and DELAY >= entry.state >= REACHABLE:
+            if entry is not None and entry.asking and DELAY >= entry.state >= REACHABLE:
                 entry.confirmed = now
+                entry.asking = False
                 self._enter(entry, REACHABLE, now)
         return 2
 
@@ -318,20 +349,27 @@ class NeighTable(Wheel):
     def _heard(self, netif: Netif, hi: int, lo: int, mac: bytes, answer: bool, now: int) -> None:
         """Somebody claims an address. Only for an entry that we have does it matter at all."""
         entry = self.lookup(netif, hi, lo)
-        if entry is None or entry.state == NOARP:
+        if entry is None or entry.state == NOARP or mac == netif.mac_bytes:
             return
-        asked = 0 <= now - entry.requested < STATE_TIMEOUT_MS[SEND]
+        asked = entry.asking and now - entry.requested < STATE_TIMEOUT_MS[SEND]
         if answer and asked:
             self._learn(entry, mac, now)
-        elif mac != entry.mac and entry.state >= REACHABLE and now - entry.requested >= REQUEST_INTERVAL_MS:
+        elif (
+            mac != entry.mac
+            and entry.state >= REACHABLE
+            and now - entry.requested >= REQUEST_INTERVAL_MS
+        ):
             # Gratuitous: ask the claimant itself; only its answer counts.
             if self._send_request(entry, mac):
                 entry.requested = now
+                entry.asking = True
 
     # -- announcements
 
     def announce(self) -> None:
-        """A gratuitous ARP or unsolicited advertisement for each address that is ours (RFC 5227, RFC 4861 7.2.6)."""
+        """A gratuitous ARP or unsolicited advertisement for each address that is ours (RFC 5227,
+        RFC 4861 7.2.6).
+        """
         for netif, hi, lo, _ in self.addresses.items():
             if netif.tun:
                 continue

@@ -1,7 +1,8 @@
 """Network interfaces as the inside sees them, and the addresses that they own.
 
-A :class:`Netif` is a port of the configuration or a VLAN sub-port of one. It knows names and numbers, never a
-file descriptor: ``queue`` is the index of the port whose queue carries its frames (DPVS: ``netif_port``).
+A :class:`Netif` is a port of the configuration or a VLAN sub-port of one. It knows names and
+numbers, never a file descriptor: ``queue`` is the index of the port whose queue carries its frames
+(DPVS: ``netif_port``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ Key = tuple[int, int]  #: an address as (hi, lo), both unsigned 64 bits
 class Netif:
     """One L2 (TAP, VLAN) or L3 (TUN) interface.
 
-    ``mac`` is an unsigned 48-bit integer, 0 on a TUN; ``mtu`` counts IP bytes; ``vid`` is 0 when untagged.
+    ``mac`` is an unsigned 48-bit integer, 0 on a TUN; ``mtu`` counts IP bytes; ``vid`` is 0 when
+    untagged.
     """
 
     def __init__(
@@ -46,6 +48,9 @@ class Netif:
 
     def __repr__(self) -> str:
         return f"<Netif {self.index} {self.name}>"
+
+
+NOWHERE = Netif(-1, "nowhere", 0)  #: where a packet is before a port has read it
 
 
 class Addresses:

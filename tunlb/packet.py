@@ -1,23 +1,26 @@
 """Packet: one frame in a buffer, where its headers are, and where it goes.
 
-A Packet points into a buffer and is reused for every frame of a worker. The network header always sits at
-:data:`L3_OFFSET`, so that an L2 header can be put before it, dropped or changed in length without moving
-the packet, and the virtio-net header goes right before whatever the frame starts with.
+A Packet points into a buffer and is reused for every frame of a worker. The network header always
+sits at :data:`L3_OFFSET`, so that an L2 header can be put before it, dropped or changed in length
+without moving the packet, and the virtio-net header goes right before whatever the frame starts
+with.
 
-Wire order is read and written byte by byte (``be16`` and friends): compilers make one instruction of it, it
-never needs alignment, and it means the same on the uncompiled build.
+Wire order is read and written byte by byte (``be16`` and friends): compilers make one instruction
+of it, it never needs alignment, and it means the same on the uncompiled build.
 """
 
 from __future__ import annotations
 
 import cython
 
-from tunlb.netif import Netif
+from tunlb.netif import NOWHERE, Netif
 
 VNET_LEN = 10  #: legacy virtio-net header, on every port (linux/virtio_net.h)
 ETHER_LEN = 14
 VLAN_LEN = 4
-L3_OFFSET = 144  #: where the IP header starts; 16-byte aligned, room for vnet + Ethernet + VLAN before it
+L3_OFFSET = (
+    144  #: where the IP header starts; 16-byte aligned, room for vnet + Ethernet + VLAN before it
+)
 MAX_FRAME = 65535 + ETHER_LEN + VLAN_LEN
 BUFFER_LEN = L3_OFFSET + 65536 + 64
 
@@ -47,10 +50,11 @@ _MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
 class Packet:
     """One frame.
 
-    Offsets are indices into the buffer: ``start`` (first byte of the frame), ``l3``, ``l4``, ``end`` (one past the
-    last byte that counts). Addresses are (hi, lo) pairs of unsigned 64 bits, IPv4 as ``::ffff:a.b.c.d``. ``neigh``
-    is the index of the neighbour to send to (0: not decided), ``reason`` the DropReason behind a DROP, and
-    ``err_type`` >= 0 asks the one who counts the drop to send an ICMP error about it.
+    Offsets are indices into the buffer: ``start`` (first byte of the frame), ``l3``, ``l4``,
+    ``end`` (one past the last byte that counts). Addresses are (hi, lo) pairs of unsigned 64 bits,
+    IPv4 as ``::ffff:a.b.c.d``. ``neigh`` is the index of the neighbour to send to (0: not decided),
+    ``reason`` the DropReason behind a DROP, and ``err_type`` >= 0 asks the one who counts the drop
+    to send an ICMP error about it.
     """
 
     def __init__(self) -> None:
@@ -60,7 +64,7 @@ class Packet:
             self.p = cython.address(view[0])
         else:
             self.p = self.mem
-        self.iif: Netif | None = None
+        self.iif = NOWHERE
         self.oif: Netif | None = None
         self.mark = 0
         self.reset(0, 0)
@@ -96,7 +100,7 @@ class Packet:
         self.mark = 0
 
     def load(self, frame: bytes, iif: Netif) -> None:
-        """Put a frame as a port would have read it: virtio-net header, then the frame of ``iif``."""
+        """Put a frame in as a port of ``iif`` reads it, virtio-net header first."""
         offset = _L3_OFFSET - VNET_LEN if iif.tun else _L3_OFFSET - ETHER_LEN - VNET_LEN
         self.mem[offset : offset + len(frame)] = frame
         self.iif = iif
@@ -115,7 +119,9 @@ class Packet:
     def drop_with_error(
         self, reason: cython.int, err_type: cython.int, err_code: cython.int, err_info: cython.uint
     ) -> cython.int:
-        """DROP, and tell the sender with this ICMP error; ``err_info`` is its second word (an MTU, or 0)."""
+        """DROP, and tell the sender with this ICMP error; ``err_info`` is its second word (an MTU,
+        or 0).
+        """
         self.reason = reason
         self.err_type = err_type
         self.err_code = err_code
@@ -123,7 +129,7 @@ class Packet:
         return 0
 
     def partial(self) -> cython.bint:
-        """Is the TCP or UDP checksum still to be finished from ``csum_start`` (CHECKSUM_PARTIAL)?"""
+        """Is the TCP or UDP checksum still to be finished (CHECKSUM_PARTIAL)?"""
         return self.csum_start != 0 and self.csum_start == self.l4
 
     def wire_length(self) -> cython.int:
@@ -133,7 +139,8 @@ class Packet:
         header: cython.int = 8 if self.proto == 17 else (self.p[self.l4 + 12] >> 4) * 4
         return self.l4 - self.l3 + header + self.gso_size
 
-    # Indices of pointer width: with narrower ones a compiler that must let them wrap cannot merge the bytes.
+    # Indices of pointer width: with narrower ones a compiler that must let them wrap cannot merge
+    # the bytes.
 
     def be16(self, offset: cython.Py_ssize_t) -> cython.uint:
         p = self.p

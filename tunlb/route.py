@@ -10,7 +10,8 @@ _MASK64 = cython.declare(cython.ulonglong, 0xFFFFFFFFFFFFFFFF)
 
 
 class Route:
-    """Where packets for a prefix go: out of ``netif``, to ``via`` or, when it has none, to the destination itself.
+    """Where packets for a prefix go: out of ``netif``, to ``via`` or, when it has none, to the
+    destination itself.
 
     ``mtu`` is in IP bytes.
     """
@@ -25,7 +26,8 @@ class Route:
 class RouteTable:
     """Prefixes are over 128 bits; an IPv4 prefix of length n is one of 96 + n in ``::ffff:0:0/96``.
 
-    An IPv6 default route therefore must not match IPv4: ``::/0`` is kept apart from ``::ffff:0:0/96``.
+    An IPv6 default route therefore must not match IPv4: ``::/0`` is kept apart from
+    ``::ffff:0:0/96``.
     """
 
     def __init__(self) -> None:

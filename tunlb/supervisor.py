@@ -1,7 +1,9 @@
-"""The supervisor: owns configuration, devices and the kernel's set-up; starts, reloads and stops the worker.
+"""The supervisor: owns configuration, devices and the kernel's set-up; starts, reloads and stops
+the worker.
 
-It never touches a frame. What a worker needs from it crosses one boundary: a Config, open ports, and two shared
-buffers (conn rows and counters, each in a memfd), so that the worker's state outlives the worker.
+It never touches a frame. What a worker needs from it crosses one boundary: a Config, open ports,
+and two shared buffers (conn rows and counters, each in a memfd), so that the worker's state
+outlives the worker.
 """
 
 from __future__ import annotations
@@ -101,7 +103,9 @@ class Supervisor:
     # -- start
 
     def prepare(self) -> Director:
-        """Devices, links, routes and the director; everything that may fail or block, before the loop starts."""
+        """Devices, links, routes and the director; everything that may fail or block, before the
+        loop starts.
+        """
         hooks = [load_hook(line) for line in self.config.hooks]
         counters = Counters(shared_buffer("tunlb-counters", COUNTERS_SIZE))
         conn_max = self.config.tunlb.conn_max
@@ -153,14 +157,19 @@ class Supervisor:
             return links.derive_mac(link.mac, line.name)
         if bytes(line.mac) == link.mac:
             raise DeviceError(
-                f"{line.name}: the configured mac {line.mac} is the kernel side's", "choose another one"
+                f"{line.name}: the configured mac {line.mac} is the kernel side's",
+                "choose another one",
             )
         return int.from_bytes(line.mac, "big")
 
     def _seed(self) -> int:
-        """64 bits for consistent hashing: the configured seed, which nodes share, or random ones."""
+        """64 bits for consistent hashing: of the configured seed, which nodes share, or random."""
         text = self.config.tunlb.seed
-        material = secrets.token_bytes(8) if text is None else bytes.fromhex(text.zfill(len(text) + len(text) % 2))
+        material = (
+            secrets.token_bytes(8)
+            if text is None
+            else bytes.fromhex(text.zfill(len(text) + len(text) % 2))
+        )
         return int.from_bytes(blake2b(material, digest_size=8, person=b"tunlb").digest(), "big")
 
     def _install_routes(self, config: Config) -> None:
@@ -178,14 +187,21 @@ class Supervisor:
         services = config.services
         vips = {s.vaddr for s in services if not any(s.vaddr in network for network in on_link)}
         vips |= {interface.ip for interface in tun.addresses}
-        laddrs = {a for s in services for a in s.laddrs_expanded if not any(a in network for network in on_link)}
+        laddrs = {
+            a
+            for s in services
+            for a in s.laddrs_expanded
+            if not any(a in network for network in on_link)
+        }
         self._changed(links.install_tun_routes(tun.name, vips, laddrs))
 
     def _refuse_loops(self, config: Config) -> None:
         """Loop protection, layer (d): ask the kernel where our packets would go."""
         problems = links.check_loops(config)
         for problem in problems:
-            self.log.warning("routing_problem", port=problem.port, address=problem.address, message=str(problem))
+            self.log.warning(
+                "routing_problem", port=problem.port, address=problem.address, message=str(problem)
+            )
         self._loop_problems = {str(problem) for problem in problems}
         loops = [problem for problem in problems if problem.loop]
         if loops and not self.force:
@@ -288,7 +304,11 @@ class Supervisor:
                 config = live(self.config, config)
                 await asyncio.to_thread(self._admit, config)
             except (ConfigError, DeviceError, StartError) as error:
-                problems = [str(p) for p in error.problems] if isinstance(error, ConfigError) else [str(error)]
+                problems = (
+                    [str(p) for p in error.problems]
+                    if isinstance(error, ConfigError)
+                    else [str(error)]
+                )
                 self.log.error("reload_refused", config=str(self.path), problems=problems)
                 continue
             director.apply(config, monotonic_ms())
@@ -312,7 +332,8 @@ class Supervisor:
     def _look_again(self, config: Config) -> list[links.LoopProblem]:
         for line in config.ports:
             link = links.find_link(line.name)
-            # The kernel forgets a TUN's routes when its link goes down. One that is down stays so: somebody wants it.
+            # The kernel forgets a TUN's routes when its link goes down. One that is down stays so:
+            # somebody wants it.
             if line.type == "tun" and link is not None and link.up:
                 self._install_routes(config)
         return links.check_loops(config)
@@ -346,4 +367,3 @@ def main(path: Path, config: Config, log: Logger, *, force: bool = False) -> int
 
     status: int = uvloop.run(run())
     return status
-

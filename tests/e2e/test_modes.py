@@ -32,14 +32,15 @@ SOL_IP, IP_TTL, IP_RECVERR = 0, 2, 11
 SOL_IPV6, IPV6_UNICAST_HOPS, IPV6_RECVERR = 41, 16, 25
 EXCEEDED = {"v4": (2, 11), "v6": (3, 3)}  # (SO_EE_ORIGIN_*, ICMP type)
 
-# What these tests provoke, and what stray broadcasts, probes and late segments of a real network
-# cost. Any other drop is one that nobody planned.
+# What these tests provoke (TTL_EXCEEDED) and what kernels say unasked: router solicitations and
+# group memberships, these also from no address at all (MARTIAN). A full queue is a real network's
+# right. Any other drop is one that nobody planned.
 PLANNED_DROPS = {
     "TTL_EXCEEDED",
-    "ICMP_IGNORED",
+    "MARTIAN",
     "NOT_FORWARDED",
+    "ICMP_IGNORED",
     "OTHERHOST",
-    "PORT_UNREACHABLE",
     "TX_BLOCKED",
 }
 
@@ -92,20 +93,19 @@ def test_dests_take_their_share(site: Site, family: Family) -> None:
     assert took == {name: rounds * weight for name, weight in expected.items()}
 
 
-@pytest.mark.parametrize("port", [80, 81])
-def test_whom_a_server_sees(site: Site, family: Family, port: int) -> None:
-    services = [s for s in site.lab.topology.services if s.vport == port]
-    if not services:
-        pytest.skip(f"{site.name} has no service on port {port}")
-    with clients_socket(site, family) as sock:
-        sock.connect((site.vip(family), port))
-        mine = sock.getsockname()
-        sock.sendall(b"GET /peer HTTP/1.0\r\n\r\n")
-        seen = clients.parse_echo(read_all(sock).partition(b"\r\n\r\n")[2])
-    if services[0].fwdmode == "fnat":
-        assert is_laddr(site.lab, seen.peer)
-    else:
-        assert (seen.peer, seen.port) == mine[:2]
+def test_whom_a_server_sees(site: Site, family: Family) -> None:
+    for service in site.lab.topology.services:
+        if service.vport not in (80, 81):
+            continue
+        with clients_socket(site, family) as sock:
+            sock.connect((site.vip(family), service.vport))
+            mine = sock.getsockname()
+            sock.sendall(b"GET /peer HTTP/1.0\r\n\r\n")
+            seen = clients.parse_echo(read_all(sock).partition(b"\r\n\r\n")[2])
+        if service.fwdmode == "fnat":
+            assert is_laddr(site.lab, seen.peer)
+        else:
+            assert (seen.peer, seen.port) == mine[:2]
 
 
 @pytest.mark.parametrize("size", [1, 1400, 60_000])
@@ -205,17 +205,6 @@ def test_the_hop_that_a_trace_shows(site: Site, family: Family) -> None:
     address = error[20:24] if family == "v4" else error[24:40]
     kind = socket.AF_INET if family == "v4" else socket.AF_INET6
     assert socket.inet_ntop(kind, address) == site.vip(family)
-
-
-def test_a_gateway_forwards_what_is_no_service(site: Site, family: Family) -> None:
-    if site.name != "two-arm":
-        pytest.skip("tunlb is no gateway here")
-    server = site.lab.topology.servers[0][1].of(family)
-    body = clients.fetch(site.lab.client, clients.url(server, 8080, "/peer")).body
-    assert clients.parse_echo(body.encode()).peer == client_address(site.lab, family)
-    done = site.lab.client.run(["ping", "-c", "1", "-W", "2", "-t", "1", server], check=False)
-    outside = own_addresses(site.lab)[0 if family == "v4" else 1]
-    assert f"From {outside}" in done.stdout
 
 
 def address_family(family: Family) -> socket.AddressFamily:

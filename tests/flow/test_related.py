@@ -10,6 +10,7 @@ from tests.flow.kit import (
     DEST_MAC,
     LAN_MAC,
     ROUTER_MAC,
+    V4,
     WAN_MAC,
     Conn,
     Net,
@@ -24,6 +25,7 @@ from tunlb.testing.checkers import check, ether, icmp, ip, quoted, tcp, udp
 from tunlb.testing.frames import eth
 from tunlb.testing.frames import icmp as message
 from tunlb.testing.frames import ip as packet
+from tunlb.testing.frames import tcp as segment
 from tunlb.testing.frames import vnet
 
 # name: type, code, second word, for IPv4 and IPv6
@@ -133,7 +135,7 @@ def fnat(net: Net) -> tuple[Rig, Conn, bytes]:
 def test_unrelated(net: Net) -> None:
     rig, _, about = fnat(net)
     ports = 20 if net.af == 4 else 40
-    other = about[:ports] + b"\x04\x01" + about[ports + 2 :]
+    other = about[:ports] + b"\xff\xf0" + about[ports + 2 :]
     raw = error(net, "too-big", net.dest, net.laddr, other, "lan")
     before = rig.counters()
     assert rig.receive("lan", raw) == (Verdict.DROP, [])
@@ -143,7 +145,7 @@ def test_unrelated(net: Net) -> None:
 def test_error_about_somebody_elses_packet_is_routed(net: Net) -> None:
     """A dest behind us has a life of its own: what is not addressed to us and of no conn, is forwarded."""
     rig = Rig(balanced(net))
-    about = packet(net.dest, net.nowhere, b"\0\x16\x30\x39" + bytes(16), proto=6)
+    about = packet(net.dest, net.nowhere, segment(22, 12345, b"x"))
     raw = error(net, "time-exceeded", net.remote, net.dest, about, "wan")
     check(one(rig.receive("wan", raw)).frame, ip(saddr=net.remote, daddr=net.dest, ttl=63))
     assert rig.counters() == {"FORWARDED": 1}
@@ -184,8 +186,6 @@ INNER_LIES = {
 
 @pytest.mark.parametrize("fields", INNER_LIES.values(), ids=INNER_LIES)
 def test_inner_ipv4_header_lies(fields: dict[str, Any]) -> None:
-    from tests.flow.kit import V4
-
     rig, conn, _ = fnat(V4)
     ports = conn.lport.to_bytes(2, "big") + (8080).to_bytes(2, "big")
     about = packet(V4.laddr, V4.dest, ports + bytes(4), proto=6, **fields)

@@ -99,7 +99,9 @@ def live(old: Config, new: Config) -> Config:
 
 def _keep(old: _T, new: _T, kind: str) -> _T:
     """`new` with the keys that need a restart as they are in `old`."""
-    stay = {key: getattr(old, key) for key in _differing(old, new) if f"{kind}.{key}" in RESTART_KEYS}
+    stay = {
+        key: getattr(old, key) for key in _differing(old, new) if f"{kind}.{key}" in RESTART_KEYS
+    }
     return msgspec.structs.replace(new, **stay)
 
 

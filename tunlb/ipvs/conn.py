@@ -1,21 +1,22 @@
 """The connection table: fixed-size rows in one buffer, found by either of their two tuples.
 
-A row is 128 bytes, the same for IPv4 and IPv6, and holds two keys: how the packets of each direction look when
-they arrive. Key = (saddr, daddr, sport, dport)::
+A row is 128 bytes, the same for IPv4 and IPv6, and holds two keys: how the packets of each
+direction look when they arrive. Key = (saddr, daddr, sport, dport)::
 
     INBOUND   caddr -> vaddr     what clients send
     OUTBOUND  daddr -> laddr     what the dest answers (laddr is caddr unless fnat)
 
-What a packet becomes is therefore always *the other key, reversed*: an inbound packet leaves as laddr -> daddr, an
-outbound one as vaddr -> caddr. That is why no code here or in rewrite.py is written once per direction: the
-direction is an index.
+What a packet becomes is therefore always *the other key, reversed*: an inbound packet leaves as
+laddr -> daddr, an outbound one as vaddr -> caddr. That is why no code here or in rewrite.py is
+written once per direction: the direction is an index.
 
-Both keys of a conn hang in one chained hash; an *entry* is ``2 * row + direction``. The hash is multilinear over
-32-bit words with secret 64-bit multipliers (Lemire & Kaser, "Strongly universal string hashing is fast", 2014): any
-two keys collide with probability 2**-32 for whoever does not know them. Heads are sized for the full table when it
-is made, so there is never a rehash.
+Both keys of a conn hang in one chained hash; an *entry* is ``2 * row + direction``. The hash is
+multilinear over 32-bit words with secret 64-bit multipliers (Lemire & Kaser, "Strongly universal
+string hashing is fast", 2014): any two keys collide with probability 2**-32 for whoever does not
+know them. Heads are sized for the full table when it is made, so there is never a rehash.
 
-Only rows are meant to be shared or to survive a worker: heads and the free list are rebuilt from them.
+Only rows are meant to be shared or to survive a worker: heads and the free list are rebuilt from
+them.
 """
 
 from __future__ import annotations
@@ -81,15 +82,19 @@ def hash_secret(material: bytes) -> bytes:
 class ConnTable:
     """``conn_max`` rows over ``buffer`` (ROW_SIZE * conn_max writable bytes, zeroed when new).
 
-    ``secret`` is ``8 * HASH_KEYS`` bytes (see :func:`hash_secret`). Rows are addressed through ``q``, ``d``, ``h`` and
-    ``b``: the same memory as words of 8, 4, 2 and 1 bytes, native-endian.
+    ``secret`` is ``8 * HASH_KEYS`` bytes (see :func:`hash_secret`). Rows are addressed through
+    ``q``, ``d``, ``h`` and ``b``: the same memory as words of 8, 4, 2 and 1 bytes, native-endian.
     """
 
-    def __init__(self, conn_max: int, secret: bytes, buffer: memoryview | bytearray | None = None) -> None:
+    def __init__(
+        self, conn_max: int, secret: bytes, buffer: memoryview | bytearray | None = None
+    ) -> None:
         if len(secret) != 8 * HASH_KEYS:
             raise ValueError(f"the hash needs {8 * HASH_KEYS} secret bytes, got {len(secret)}")
         self.conn_max = conn_max
-        self.mem = memoryview(bytearray(ROW_SIZE * conn_max) if buffer is None else buffer).cast("B")
+        self.mem = memoryview(bytearray(ROW_SIZE * conn_max) if buffer is None else buffer).cast(
+            "B"
+        )
         size = 1 << max(4, (2 * conn_max - 1).bit_length())
         self.mask = size - 1
         self.heads_mem = memoryview(bytearray(4 * size)).cast("I")
@@ -142,7 +147,12 @@ class ConnTable:
     def lookup(self, pkt: Packet) -> cython.longlong:
         """The entry whose key is the packet's own tuple, or -1."""
         return self.find(
-            pkt.saddr_hi, pkt.saddr, pkt.daddr_hi, pkt.daddr, (pkt.sport << 16) | pkt.dport, pkt.proto
+            pkt.saddr_hi,
+            pkt.saddr,
+            pkt.daddr_hi,
+            pkt.daddr,
+            (pkt.sport << 16) | pkt.dport,
+            pkt.proto,
         )
 
     def find(
@@ -190,7 +200,7 @@ class ConnTable:
         )
 
     def alloc(self) -> cython.longlong:
-        """A zeroed row with a new generation, not yet VALID or hashed; -1 when the table is full."""
+        """A zeroed row of a new generation, not VALID or hashed yet; -1 when all are taken."""
         row: cython.longlong
         i: cython.longlong
         if self._free != 0:

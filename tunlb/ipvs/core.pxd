@@ -52,6 +52,7 @@ cdef class Ipvs:
     cdef bint _recycle_lport(self, long long row, Service service, Dest dest) except -1
     @cython.locals(conns=ConnTable)
     cpdef end(self, long long row)
+    cdef Protocol _protocol_of(self, long long row)
     @cython.locals(conns=ConnTable)
     cpdef int check_expiry(self, int row, long long now) except -1
     @cython.locals(conns=ConnTable)

@@ -1,8 +1,10 @@
-"""IPVS' two hooks: Defence, and IpvsIn, which finds or makes the conn of a packet (DPVS: src/ipvs/ip_vs_core.c).
+"""IPVS' two hooks: Defence, and IpvsIn, which finds or makes the conn of a packet (DPVS:
+src/ipvs/ip_vs_core.c).
 
-IpvsIn, for a packet addressed to this station: an ICMP error about a conn's packet is translated; a packet of a known
-conn moves its state and is rewritten; another one that may open a conn is scheduled. Everything that may refuse the
-packet (TTL, MTU, no dest, table full) comes before the rewrite, so that an ICMP error quotes what its sender wrote.
+IpvsIn, for a packet addressed to this station: an ICMP error about a conn's packet is translated; a
+packet of a known conn moves its state and is rewritten; another one that may open a conn is
+scheduled. Everything that may refuse the packet (TTL, MTU, no dest, table full) comes before the
+rewrite, so that an ICMP error quotes what its sender wrote.
 """
 
 from __future__ import annotations
@@ -15,14 +17,26 @@ from tunlb.ipvs.conn import ACTIVE, INBOUND, ONEWAY, ConnTable
 from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.laddr import LportPool, LportPools
 from tunlb.ipvs.mode import Mode
-from tunlb.ipvs.protocol import CLOSING, DIR_INPUT, DIR_INPUT_ONLY, DIR_OUTPUT, ESTABLISHED, Protocol
+from tunlb.ipvs.protocol import (
+    CLOSING,
+    DIR_INPUT,
+    DIR_INPUT_ONLY,
+    DIR_OUTPUT,
+    ESTABLISHED,
+    Protocol,
+)
 from tunlb.ipvs.service import Service, ServiceTable
 from tunlb.neigh import NeighEntry, NeighTable
 from tunlb.netif import Addresses
 from tunlb.packet import HOST, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Packet
 from tunlb.route import Route, RouteTable
 from tunlb.timers import Wheel
-from tunlb.wire.icmp import ERR_NET_UNREACHABLE, ERR_PORT_UNREACHABLE, ERR_TIME_EXCEEDED, ERR_TOO_BIG
+from tunlb.wire.icmp import (
+    ERR_NET_UNREACHABLE,
+    ERR_PORT_UNREACHABLE,
+    ERR_TIME_EXCEEDED,
+    ERR_TOO_BIG,
+)
 
 if cython.compiled:
     from cython.cimports.tunlb.ipvs import related, rewrite
@@ -87,14 +101,18 @@ _D_EPOCH = cython.declare(cython.longlong, 31)
 
 
 class ConnTimers(Wheel):
-    """The lazy timers of the conn table: a packet only stores ``last_seen``; the wheel looks when the time is over."""
+    """The lazy timers of the conn table: a packet only stores ``last_seen``; the wheel looks when
+    the time is over.
+    """
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity, 1024, 250)
         self.ipvs: Ipvs | None = None
 
     def fire(self, index: cython.int, now: cython.longlong) -> cython.longlong:
-        return self.ipvs.check_expiry(index, now)
+        ipvs = self.ipvs
+        assert ipvs is not None
+        return ipvs.check_expiry(index, now)
 
 
 class Ipvs:
@@ -118,11 +136,11 @@ class Ipvs:
         self.addresses = addresses
         self.pools = pools
         self.services = ServiceTable()
-        self.dests: list[Dest | None] = []
+        self.dests: list[Dest] = []
         self.protocols: list[Protocol | None] = [None] * 256
         for protocol in protocols:
             self.protocols[protocol.number] = protocol
-        self.modes: list[Mode | None] = [None] * 8
+        self.modes = [Mode(pools)] * 8
         for mode in modes:
             self.modes[mode.number] = mode
         self.timers = ConnTimers(conns.conn_max)
@@ -133,14 +151,16 @@ class Ipvs:
     # -- the packet path
 
     def receive(self, pkt: Packet, now: cython.longlong) -> cython.int:
-        """The verdict on a packet at PRE_ROUTING; ACCEPT with ``neigh`` set when it is ours to send."""
+        """The verdict on a packet at PRE_ROUTING; ACCEPT with ``neigh`` set when it is ours to
+        send.
+        """
         if pkt.l2_type != _HOST:
             return _ACCEPT
         if pkt.proto == (_ICMP if pkt.af == 4 else _ICMPV6):
             if icmp.is_error(pkt):
                 return self._related(pkt, now)
             return _ACCEPT
-        protocol: Protocol = self.protocols[pkt.proto]
+        protocol: Protocol | None = self.protocols[pkt.proto]
         if protocol is None:
             return _ACCEPT
         conns = self.conns
@@ -163,8 +183,12 @@ class Ipvs:
         self._track(pkt, protocol, row, direction, dest, now)
         return self._send(pkt, row, direction, dest)
 
-    def _admit(self, pkt: Packet, row: cython.longlong, direction: cython.int, now: cython.longlong) -> cython.int:
-        """May the packet leave? Sets ``neigh``; else not 0, with the reason and the ICMP error on the packet."""
+    def _admit(
+        self, pkt: Packet, row: cython.longlong, direction: cython.int, now: cython.longlong
+    ) -> cython.int:
+        """May the packet leave? Sets ``neigh``; else not 0, with the reason and the ICMP error on
+        the packet.
+        """
         conns = self.conns
         if conns.d[row * 32 + _D_EPOCH] != self.neighs.epoch:
             self._resolve(row, now)
@@ -187,11 +211,13 @@ class Ipvs:
         return 0
 
     def _resolve(self, row: cython.longlong, now: cython.longlong) -> None:
-        """Route and neighbour of both directions: INBOUND towards the dest, OUTBOUND towards the client."""
+        """Route and neighbour of both directions: INBOUND towards the dest, OUTBOUND towards the
+        client.
+        """
         conns = self.conns
         direction: cython.int
         at: cython.longlong
-        route: Route
+        route: Route | None
         index: cython.int
         entry: NeighEntry
         for direction in range(1 if conns.h[row * 64 + _H_FLAGS] & _ONEWAY else 2):
@@ -238,7 +264,12 @@ class Ipvs:
                 entry.confirmed = now
 
     def _set_state(
-        self, protocol: Protocol, row: cython.longlong, state: cython.int, dest: Dest, now: cython.longlong
+        self,
+        protocol: Protocol,
+        row: cython.longlong,
+        state: cython.int,
+        dest: Dest,
+        now: cython.longlong,
     ) -> None:
         conns = self.conns
         conns.b[row * 128 + _B_STATE] = state
@@ -257,7 +288,9 @@ class Ipvs:
             self.timers.schedule(row, now, timeout)
         conns.d[row * 32 + _D_TIMEOUT] = timeout
 
-    def _send(self, pkt: Packet, row: cython.longlong, direction: cython.int, dest: Dest) -> cython.int:
+    def _send(
+        self, pkt: Packet, row: cython.longlong, direction: cython.int, dest: Dest
+    ) -> cython.int:
         """Rewrite, lower the TTL, count; the pipeline does the rest."""
         length: cython.int = pkt.end - pkt.l3
         rewrite.apply(pkt, self.conns, row, direction)
@@ -265,7 +298,8 @@ class Ipvs:
             ipv4.decrement_ttl(pkt)
         else:
             ipv6.decrement_hop_limit(pkt)
-        self.conns.d[row * 32 + _D_PACKETS + direction] += 1
+        at: cython.longlong = row * 32 + _D_PACKETS + direction
+        self.conns.d[at] = (self.conns.d[at] + 1) & _MASK32
         if direction == _INBOUND:
             dest.in_packets += 1
             dest.in_bytes += length
@@ -277,7 +311,9 @@ class Ipvs:
         return _ACCEPT
 
     def _related(self, pkt: Packet, now: cython.longlong) -> cython.int:
-        """An ICMP error: if it is about a packet of a conn, pass it on to the side that sent that packet."""
+        """An ICMP error: if it is about a packet of a conn, pass it on to the side that sent that
+        packet.
+        """
         entry: cython.longlong = related.find(pkt, self.conns)
         if entry == -1:
             if self.addresses.is_local(pkt.daddr_hi, pkt.daddr):
@@ -301,7 +337,9 @@ class Ipvs:
 
     def _schedule(self, pkt: Packet, protocol: Protocol, now: cython.longlong) -> cython.int:
         """A packet of no conn: find its service, pick a dest, make the conn, send it on."""
-        service: Service = self.services.lookup(pkt.proto, pkt.daddr_hi, pkt.daddr, pkt.dport)
+        service: Service | None = self.services.lookup(
+            pkt.proto, pkt.daddr_hi, pkt.daddr, pkt.dport
+        )
         if service is None:
             if (
                 pkt.proto == _UDP
@@ -312,12 +350,15 @@ class Ipvs:
             return _ACCEPT
         if not protocol.opens(pkt):
             return pkt.drop(_TCP_NOT_SYN)
-        if (pkt.saddr_hi == 0 and pkt.saddr == 0) or self.addresses.is_local(pkt.saddr_hi, pkt.saddr):
-            # Replies to such a client would come back to us: checked here once, so that packets of conns need not be.
+        if (pkt.saddr_hi == 0 and pkt.saddr == 0) or self.addresses.is_local(
+            pkt.saddr_hi, pkt.saddr
+        ):
+            # Replies to such a client would come back to us: checked here once, so that packets of
+            # conns need not be.
             return pkt.drop(_MARTIAN)
         if pkt.ttl <= 1:
             return icmp.refuse(pkt, _TTL_EXCEEDED, _ERR_TTL, 0)
-        dest: Dest = None if self.quiescent else service.scheduler.schedule(pkt, now)
+        dest: Dest | None = None if self.quiescent else service.scheduler.schedule(pkt, now)
         if dest is None:
             return icmp.refuse(pkt, _NO_DEST, _ERR_PORT, 0)
         row: cython.longlong = self._new(pkt, service, dest, now)
@@ -334,7 +375,9 @@ class Ipvs:
         return self._send(pkt, row, _INBOUND, dest)
 
     def _new(self, pkt: Packet, service: Service, dest: Dest, now: cython.longlong) -> cython.int:
-        """A linked row for the conn that ``pkt`` opens to ``dest``; -1 with the reason on the packet."""
+        """A linked row for the conn that ``pkt`` opens to ``dest``; -1 with the reason on the
+        packet.
+        """
         conns = self.conns
         row: cython.longlong = conns.alloc()
         if row < 0:
@@ -372,18 +415,21 @@ class Ipvs:
         return -1
 
     def _recycle_lport(self, row: cython.longlong, service: Service, dest: Dest) -> cython.bint:
-        """Every lport towards the dest is taken: end a conn that is closing, taken longest ago, for its port."""
+        """Every lport towards the dest is taken: end a conn that is closing, taken longest ago, for
+        its port.
+        """
         conns = self.conns
-        dport: cython.uint = dest.dport if dest.dport != 0 else conns.d[row * 32 + _D_PORTS] & 0xFFFF
+        dport: cython.uint = (
+            dest.dport if dest.dport != 0 else conns.d[row * 32 + _D_PORTS] & 0xFFFF
+        )
         proto: cython.int = conns.b[row * 128 + _B_PROTO]
-        protocol: Protocol = self.protocols[proto]
-        i: cython.int
+        protocol = self._protocol_of(row)
         lport: cython.int
         entry: cython.longlong
         pool: LportPool
         for hi, lo in service.laddrs:
             pool = self.pools.pool(hi, lo, dest.daddr_hi, dest.daddr, (dport << 8) | proto)
-            for i in range(RECYCLE_SCAN):
+            for _ in range(RECYCLE_SCAN):
                 lport = pool.next_victim()
                 entry = conns.find(dest.daddr_hi, dest.daddr, hi, lo, (dport << 16) | lport, proto)
                 if entry >= 0 and protocol.kind(conns.b[(entry >> 1) * 128 + _B_STATE]) == _CLOSING:
@@ -408,6 +454,11 @@ class Ipvs:
         self.timers.cancel(row)
         conns.free(row)
 
+    def _protocol_of(self, row: cython.longlong) -> Protocol:
+        protocol: Protocol | None = self.protocols[self.conns.b[row * 128 + _B_PROTO]]
+        assert protocol is not None
+        return protocol
+
     def check_expiry(self, row: cython.int, now: cython.longlong) -> cython.int:
         """The timer's question: 0 when the conn ended, else the ms until its time is over."""
         conns = self.conns
@@ -423,23 +474,24 @@ class Ipvs:
         return 0
 
     def _evict(self, now: cython.longlong) -> cython.bint:
-        """Make room: of the next EVICT_SCAN rows, the half-open, else closing, else idle one unseen for longest."""
+        """Make room: of the next EVICT_SCAN rows, the half-open, else closing, else idle one unseen
+        for longest.
+        """
         conns = self.conns
         best: cython.longlong = -1
         best_kind: cython.int = _ESTABLISHED
         best_age: cython.longlong = -1
         kind: cython.int
         age: cython.longlong
-        i: cython.longlong
         row: cython.longlong = self._hand
         protocol: Protocol
-        for i in range(min(EVICT_SCAN, conns.conn_max)):
+        for _ in range(min(EVICT_SCAN, conns.conn_max)):
             row += 1
             if row >= conns.conn_max:
                 row = 0
             if not conns.valid(row):
                 continue
-            protocol = self.protocols[conns.b[row * 128 + _B_PROTO]]
+            protocol = self._protocol_of(row)
             kind = protocol.kind(conns.b[row * 128 + _B_STATE])
             age = (now - conns.d[row * 32 + _D_LAST_SEEN]) & _MASK32
             if kind < best_kind or (kind == best_kind and kind != _ESTABLISHED and age > best_age):

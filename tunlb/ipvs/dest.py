@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cython
 
-from tunlb.ipvs.timeouts import Timeouts
+from tunlb.ipvs.timeouts import NO_TIMEOUTS
 
 # Forwarding modes, numbered as in IPVS and DPVS.
 FWD_NAT = 0
@@ -19,10 +19,11 @@ FWD_SNAT = 6
 class Dest:
     """One real server of one service.
 
-    ``id`` is its row in the director's dest list and in every conn that it carries. ``dport`` 0 keeps the packet's
-    port. A dest is *valid* for new conns when it is available, not overloaded and its weight is not 0 (quiescent).
-    ``actconns`` counts conns in ESTABLISHED, ``inactconns`` the rest (so every UDP conn), as in IPVS. After
-    ``drain_until`` (ms, -1: no limit) its conns end at their next packet.
+    ``id`` is its row in the director's dest list and in every conn that it carries. ``dport`` 0
+    keeps the packet's port. A dest is *valid* for new conns when it is available, not overloaded
+    and its weight is not 0 (quiescent). ``actconns`` counts conns in ESTABLISHED, ``inactconns``
+    the rest (so every UDP conn), as in IPVS. After ``drain_until`` (ms, -1: no limit) its conns end
+    at their next packet.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Dest:
         self.drain_until = -1
         self.actconns = 0
         self.inactconns = 0
-        self.timeouts: Timeouts | None = None
+        self.timeouts = NO_TIMEOUTS
         self.service_name = ""
         self.conns = 0
         self.in_packets = 0
@@ -65,3 +66,6 @@ class Dest:
     def overhead(self) -> cython.longlong:
         """IPVS' cost of a dest for lc and wlc: an active conn weighs 256 inactive ones."""
         return (self.actconns << 8) + self.inactconns
+
+
+NO_DEST = Dest(-1, 4, 0, 0, 0, weight=0)  #: sits where a dest was forgotten

@@ -1,8 +1,9 @@
 """Local addresses and ports of fnat: unique per real server, not per local address.
 
-A local port must be free only towards the same dest endpoint: (laddr, lport, daddr, dport, proto) is what the dest
-sees. So each (laddr, daddr, dport, proto) has a pool of its own, made when it is first used: a bitmap of the ports
-and a rover, which hands ports out in turn so that one is not reused before all others were.
+A local port must be free only towards the same dest endpoint: (laddr, lport, daddr, dport, proto)
+is what the dest sees. So each (laddr, daddr, dport, proto) has a pool of its own, made when it is
+first used: a bitmap of the ports and a rover, which hands ports out in turn so that one is not
+reused before all others were.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ LAST_PORT = 65535
 class LportPool:
     """Ports FIRST_PORT..LAST_PORT congruent to ``residue`` modulo ``step``, a power of two.
 
-    ``step`` and ``residue`` give each worker ports of its own, by which replies find their way back to it.
+    ``step`` and ``residue`` give each worker ports of its own, by which replies find their way back
+    to it.
     """
 
     def __init__(self, step: int = 1, residue: int = 0) -> None:
@@ -55,7 +57,9 @@ class LportPool:
                 at = 0
 
     def next_victim(self) -> cython.int:
-        """The port that the rover comes to next, of a full pool: the one taken longest ago, or nearly."""
+        """The port that the rover comes to next, of a full pool: the one taken longest ago, or
+        nearly.
+        """
         port: cython.int = self.first + self._rover * self.step
         self._rover += 1
         if self._rover >= self.size:
@@ -73,7 +77,9 @@ class LportPool:
             self.used -= 1
 
     def claim(self, port: cython.int) -> None:
-        """Mark a port taken: a conn that was found in a table has it. One that is not of this pool is left alone."""
+        """Mark a port taken: a conn that was found in a table has it. One that is not of this pool
+        is left alone.
+        """
         at: cython.int = port - self.first
         if at < 0 or at % self.step != 0:
             return

@@ -1,9 +1,12 @@
 cimport cython
 from tunlb.ipvs.conn cimport ConnTable
 from tunlb.ipvs.dest cimport Dest
+from tunlb.ipvs.laddr cimport LportPools
 from tunlb.ipvs.service cimport Service
 
 cdef class Mode:
+    cdef public LportPools pools
+
     cpdef int bind(self, ConnTable conns, long long row, Service service, Dest dest, long long now) except -1
     cpdef unbind(self, ConnTable conns, long long row)
 

@@ -1,7 +1,7 @@
 """The Mode type: what a forwarding mode makes of a conn when it is born.
 
-A mode fills the OUTBOUND key (daddr, laddr, dport, lport) and flags of a row whose INBOUND key is in place. The packet
-path knows nothing else of modes: see rewrite.py.
+A mode fills the OUTBOUND key (daddr, laddr, dport, lport) and flags of a row whose INBOUND key is
+in place. The packet path knows nothing else of modes: see rewrite.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import cython
 
 from tunlb.ipvs.conn import ConnTable
 from tunlb.ipvs.dest import Dest
+from tunlb.ipvs.laddr import LportPools
 from tunlb.ipvs.service import Service
 
 _D_PORTS = cython.declare(cython.longlong, 16)
@@ -20,8 +21,16 @@ class Mode:
 
     number = -1
 
+    def __init__(self, pools: LportPools) -> None:
+        self.pools = pools
+
     def bind(
-        self, conns: ConnTable, row: cython.longlong, service: Service, dest: Dest, now: cython.longlong
+        self,
+        conns: ConnTable,
+        row: cython.longlong,
+        service: Service,
+        dest: Dest,
+        now: cython.longlong,
     ) -> cython.int:
         """Fill the row; 0, or the DropReason for which the conn cannot be."""
         raise NotImplementedError

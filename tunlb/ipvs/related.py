@@ -1,8 +1,9 @@
-"""ICMP errors about packets of a conn: found by the packet that they quote, translated outside and inside.
+"""ICMP errors about packets of a conn: found by the packet that they quote, translated outside and
+inside.
 
-The quoted packet is one that we wrote, so it is the *reverse* of the key of the direction in which the error travels;
-the side that the error goes to sent that packet in the form of the other key (semantics: IPVS ip_vs_nat_icmp, DPVS
-xmit_icmp). An error does not keep a conn alive.
+The quoted packet is one that we wrote, so it is the *reverse* of the key of the direction in which
+the error travels; the side that the error goes to sent that packet in the form of the other key
+(semantics: IPVS ip_vs_nat_icmp, DPVS xmit_icmp). An error does not keep a conn alive.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def inner_proto(pkt: Packet) -> cython.int:
 
 
 def find(pkt: Packet, conns: ConnTable) -> cython.longlong:
-    """The entry in whose direction the error travels; UNRELATED, or INVALID when it cannot be trusted."""
+    """The entry in whose direction the error travels; UNRELATED, or INVALID when it cannot be
+    trusted.
+    """
     if icmp.verify(pkt) != 0:
         return _INVALID
     l4: cython.int = inner_l4(pkt)
@@ -68,8 +71,12 @@ def find(pkt: Packet, conns: ConnTable) -> cython.longlong:
     at: cython.int = pkt.l4 + 8
     ports: cython.uint = (pkt.be16(l4 + 2) << 16) | pkt.be16(l4)
     if pkt.af == 4:
-        return conns.find(0, _MAPPED | pkt.be32(at + 16), 0, _MAPPED | pkt.be32(at + 12), ports, proto)
-    return conns.find(pkt.be64(at + 24), pkt.be64(at + 32), pkt.be64(at + 8), pkt.be64(at + 16), ports, proto)
+        return conns.find(
+            0, _MAPPED | pkt.be32(at + 16), 0, _MAPPED | pkt.be32(at + 12), ports, proto
+        )
+    return conns.find(
+        pkt.be64(at + 24), pkt.be64(at + 32), pkt.be64(at + 8), pkt.be64(at + 16), ports, proto
+    )
 
 
 def translate(pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cython.int) -> None:
@@ -93,8 +100,12 @@ def translate(pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cy
     pkt.put32(l4, ports)
     field: cython.int = l4 + (16 if proto == _TCP else 6)
     if field + 2 <= pkt.end and not (proto == _UDP and pkt.be16(field) == 0):
-        pkt.put16(field, checksum.update(pkt.be16(field), checksum.fold(addresses + checksum.delta(old, new))))
-    # Outside: to whoever sent the quoted packet. A NAT dest knows the client's own address, so there the router that
+        pkt.put16(
+            field,
+            checksum.update(pkt.be16(field), checksum.fold(addresses + checksum.delta(old, new))),
+        )
+    # Outside: to whoever sent the quoted packet. A NAT dest knows the client's own address, so
+    # there the router that
     # speaks keeps its own as well; elsewhere the source becomes ours.
     saddr_hi: cython.ulonglong = q[other + 2]
     saddr: cython.ulonglong = q[other + 3]

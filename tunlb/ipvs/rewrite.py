@@ -1,7 +1,7 @@
 """Rewrites: how a packet of a conn becomes the other key reversed, with its checksums kept.
 
-What differs between forwarding modes, families and directions is data in the conn's row, so there is one
-:meth:`apply` for all of them.
+What differs between forwarding modes, families and directions is data in the conn's row, so there
+is one :meth:`apply` for all of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def put_addresses(
     daddr: cython.ulonglong,
     change: cython.uint,
 ) -> None:
-    """Write both addresses into the header at ``l3``; ``change`` is their checksum delta (IPv4 header)."""
+    """Write both addresses into the header at ``l3``; ``change`` is their checksum delta (IPv4
+    header).
+    """
     if pkt.af == 4:
         pkt.put32(l3 + 12, saddr & _MASK32)
         pkt.put32(l3 + 16, daddr & _MASK32)
@@ -46,7 +48,9 @@ def put_addresses(
 
 
 def apply(pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cython.int) -> None:
-    """Rewrite a packet of ``direction`` (it matches that key of the row) into what the other side expects."""
+    """Rewrite a packet of ``direction`` (it matches that key of the row) into what the other side
+    expects.
+    """
     if conns.h[row * 64 + _H_FLAGS] & _NO_REWRITE:
         return
     q = conns.q
@@ -71,7 +75,9 @@ def apply(pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cython
 
 
 def prepare(conns: ConnTable, row: cython.longlong, direction: cython.int, af: cython.int) -> None:
-    """Compute the row's checksum deltas for ``direction``, when the conn is born: both keys must be in place."""
+    """Compute the row's checksum deltas for ``direction``, when the conn is born: both keys must be
+    in place.
+    """
     q = conns.q
     at: cython.longlong = row * 16 + direction * 4
     other: cython.longlong = row * 16 + (1 - direction) * 4

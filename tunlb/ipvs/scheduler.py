@@ -11,9 +11,9 @@ from tunlb.packet import Packet
 class Scheduler:
     """Picks a dest for a new conn; one object a service.
 
-    A subclass, compiled or plain Python, overrides :meth:`schedule` and, when it keeps something computed from the
-    list, :meth:`update`. ``seed`` is the configured 64-bit seed: two directors with the same seed and the same dests
-    pick the same dest.
+    A subclass, compiled or plain Python, overrides :meth:`schedule` and, when it keeps something
+    computed from the list, :meth:`update`. ``seed`` is the configured 64-bit seed: two directors
+    with the same seed and the same dests pick the same dest.
     """
 
     def __init__(self, seed: int = 0, table_size: int = 65537) -> None:
@@ -22,7 +22,9 @@ class Scheduler:
         self.dests: list[Dest] = []
 
     def update(self, dests: list[Dest]) -> None:
-        """The list of dests, or a weight in it, changed. Keep the place in a rotation where that makes sense."""
+        """The list of dests, or a weight in it, changed. Keep the place in a rotation where that
+        makes sense.
+        """
         self.dests = dests
 
     def schedule(self, pkt: Packet, now: cython.longlong) -> Dest | None:

@@ -1,4 +1,6 @@
-"""Services, and how a packet finds its own: exact port, then port range, then any port (IPVS order)."""
+"""Services, and how a packet finds its own: exact port, then port range, then any port (IPVS
+order).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from tunlb.ipvs.timeouts import Timeouts
 class Service:
     """One VIP, protocol and port (or range, or 0..65535 for any), with its dests.
 
-    ``laddrs`` are (hi, lo) pairs, used in turn; ``drain_ms`` is how long the conns of a removed or quiescent dest live on.
+    ``laddrs`` are (hi, lo) pairs, used in turn; ``drain_ms`` is how long the conns of a removed or
+    quiescent dest live on.
     """
 
     def __init__(

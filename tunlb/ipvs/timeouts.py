@@ -24,3 +24,6 @@ class Timeouts:
 
     def of(self, state: cython.int) -> cython.uint:
         return self.v[state]
+
+
+NO_TIMEOUTS = Timeouts({})  #: of a dest that no service has yet

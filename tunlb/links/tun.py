@@ -66,10 +66,16 @@ def install_tun_routes(
 
 
 def _networks(addresses: Iterable[IPAddress], version: int) -> list[IPNetwork]:
-    """The fewest prefixes that hold exactly these addresses."""
+    """The fewest prefixes that hold exactly these addresses.
+
+    The first address of an IPv6 prefix shorter than /127 gets a route of its own besides: the
+    kernel takes it for the subnet-router anycast address (RFC 4291 section 2.6.1), to which it
+    sends no ICMPv6 error, and a laddr without packet too big is a black hole.
+    """
     if version == 4:
         return [*collapse_addresses(IPv4Network(a) for a in addresses if a.version == 4)]
-    return [*collapse_addresses(IPv6Network(a) for a in addresses if a.version == 6)]
+    nets = [*collapse_addresses(IPv6Network(a) for a in addresses if a.version == 6)]
+    return [*nets, *(IPv6Network(net.network_address) for net in nets if net.prefixlen < 127)]
 
 
 def tun_table(name: str) -> int:

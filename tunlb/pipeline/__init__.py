@@ -1,1 +1,3 @@
-"""The stages that a frame walks: ingress, IP input, routing decision, local input, forwarding, output."""
+"""The stages that a frame walks: ingress, IP input, routing decision, local input, forwarding,
+output.
+"""

@@ -1,9 +1,10 @@
 """Routing-loop protection, layer (c): did we write this packet a moment ago?
 
-A packet that we wrote and that comes back through a router differs only in its TTL, which is one lower. The guard
-keeps a 64-bit fingerprint of the last packets written, in a direct-mapped table, and looks each read packet up as it
-would have looked with a TTL one higher. A retransmission does not match: it comes with the TTL that the sender gave
-it, and what we wrote had one less. Layers (a) own MAC and (b) TTL live in wire.ether and in the stages that forward.
+A packet that we wrote and that comes back through a router differs only in its TTL, which is one
+lower. The guard keeps a 64-bit fingerprint of the last packets written, in a direct-mapped table,
+and looks each read packet up as it would have looked with a TTL one higher. A retransmission does
+not match: it comes with the TTL that the sender gave it, and what we wrote had one less. Layers (a)
+own MAC and (b) TTL live in wire.ether and in the stages that forward.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class LoopGuard:
             self.times = self.times_mem
 
     def fingerprint(self, pkt: Packet, ttl: cython.int) -> cython.ulonglong:
-        """Addresses, protocol, length, TTL, IPv4 id and the first 8 bytes of the transport header."""
+        """Addresses, protocol, length, TTL, IPv4 id and 8 bytes of the transport header."""
         value: cython.ulonglong = pkt.saddr ^ (pkt.saddr_hi * _M2 & _MASK64)
         value = (value * _M1 + pkt.daddr + (pkt.daddr_hi * _M3 & _MASK64)) & _MASK64
         rest: cython.ulonglong = pkt.end - pkt.l3

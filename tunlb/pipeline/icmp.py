@@ -1,4 +1,6 @@
-"""ICMP and ICMPv6 errors of our own (RFC 1122 section 3.2.2, RFC 1812 section 4.3.2, RFC 4443 section 2.4)."""
+"""ICMP and ICMPv6 errors of our own (RFC 1122 section 3.2.2, RFC 1812 section 4.3.2, RFC 4443
+section 2.4).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ if cython.compiled:
 else:
     from tunlb.wire import icmp, ipv4, ipv6, vnet
 
-ERROR_MAX = (576, 1280)  #: bytes of a whole error packet, IPv4 (RFC 1812 4.3.2.3) and IPv6 (RFC 4443 2.4 c)
+ERROR_MAX = (
+    576,
+    1280,
+)  #: bytes of a whole error packet, IPv4 (RFC 1812 4.3.2.3) and IPv6 (RFC 4443 2.4 c)
 ERRORS_PER_SECOND = 1000  #: as Linux' icmp_msgs_per_sec
 ERROR_BURST = 50  #: as Linux' icmp_msgs_burst
 
@@ -83,7 +88,9 @@ class IcmpErrors:
         if v6:
             ipv6.build(out, _ICMPV6, length, 64)
         else:
-            ipv4.build(out, _ICMP, length, 0xC0)  # TOS 0xC0: internetwork control (RFC 1812 section 4.3.2.5)
+            ipv4.build(
+                out, _ICMP, length, 0xC0
+            )  # TOS 0xC0: internetwork control (RFC 1812 section 4.3.2.5)
         out.mem[out.l4 + HEADER_LEN : out.end] = quoted
         out.p[out.l4] = pkt.err_type
         out.p[out.l4 + 1] = pkt.err_code
@@ -96,20 +103,26 @@ class IcmpErrors:
         self.counters.add(Event.ICMP_ERRORS_SENT, 1)
         if verdict == Verdict.ACCEPT:
             vnet.emit(out)
+            assert out.oif is not None
             self.outbox.put(out.oif, copy_of(out))
 
     def _may_send(self, pkt: Packet) -> bool:
-        """Never about a group, a later fragment, an ICMP error, or a source that is no single host."""
+        """Never about a group, a later fragment, an ICMP error, or a source that is no host."""
         if pkt.l2_type != HOST or is_group(pkt) or pkt.fragment == LATER_FRAGMENT:
             return False
         if pkt.saddr_hi == 0 and pkt.saddr == 0:
             return False
         if pkt.proto == (_ICMP if pkt.af == 4 else _ICMPV6):
-            return pkt.fragment == 0 and not icmp.is_error(pkt)
+            # A redirect is no error about a conn's packet, but none may be sent about one (RFC 1122
+            # 3.2.2, RFC 4443 2.4 e).
+            redirect = 5 if pkt.af == 4 else 137
+            return pkt.fragment == 0 and not icmp.is_error(pkt) and pkt.icmp_type != redirect
         return True
 
     def _source(self, pkt: Packet) -> tuple[int, int] | None:
-        """The address the packet was sent to if it is ours, else ours on the interface that it came in by."""
+        """The address the packet was sent to if it is ours, else ours on the interface that it came
+        in by.
+        """
         if self.addresses.is_local(pkt.daddr_hi, pkt.daddr):
             return pkt.daddr_hi, pkt.daddr
         return self.addresses.primary(pkt.iif, pkt.af)

@@ -1,7 +1,9 @@
-"""IP input, the routing decision, local input, forwarding and output, IPv4 and IPv6 alike (DPVS: src/ipv4.c).
+"""IP input, the routing decision, local input, forwarding and output, IPv4 and IPv6 alike (DPVS:
+src/ipv4.c).
 
-Each stage returns a verdict: ACCEPT (write the packet to ``oif``), STOLEN, or DROP with a reason. A stage that wants
-the sender told leaves an ICMP error on the packet; the one who counts the drop sends it.
+Each stage returns a verdict: ACCEPT (write the packet to ``oif``), STOLEN, or DROP with a reason. A
+stage that wants the sender told leaves an ICMP error on the packet; the one who counts the drop
+sends it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ from tunlb.packet import HOST, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROT
 from tunlb.pipeline.guard import LoopGuard
 from tunlb.pipeline.hooks import Chain, ErrorHandler
 from tunlb.route import Route, RouteTable
-from tunlb.wire.icmp import ERR_NET_UNREACHABLE, ERR_PORT_UNREACHABLE, ERR_TIME_EXCEEDED, ERR_TOO_BIG
+from tunlb.wire.icmp import (
+    ERR_NET_UNREACHABLE,
+    ERR_PORT_UNREACHABLE,
+    ERR_TIME_EXCEEDED,
+    ERR_TOO_BIG,
+)
 
 if cython.compiled:
     from cython.cimports.tunlb.wire import icmp, ipv4, ipv6, tcp, udp, vnet
@@ -52,6 +59,7 @@ _ECHO_REPLIES = cython.declare(cython.int, Event.ICMP_ECHO_REPLIES)
 _FORWARDED = cython.declare(cython.int, Event.FORWARDED)
 _LOOP_REROUTED = cython.declare(cython.int, Event.LOOP_REROUTED)
 _LOOP_RETURNED = cython.declare(cython.int, Event.LOOP_RETURNED)
+
 
 class Ip:
     """The network layer of one worker."""
@@ -94,7 +102,8 @@ class Ip:
         if reason != 0:
             return pkt.drop(reason)
         if self.guard.seen(pkt, now):
-            # On a TUN the kernel routed our own packet back (class A); on a TAP another station did (class D).
+            # On a TUN the kernel routed our own packet back (class A); on a TAP another station did
+            # (class D).
             self.counters.add(_LOOP_REROUTED if pkt.iif.tun else _LOOP_RETURNED, 1)
             return pkt.drop(_LOOP)
         if pkt.saddr == pkt.daddr and pkt.saddr_hi == pkt.daddr_hi:
@@ -120,7 +129,12 @@ class Ip:
         """PRE_ROUTING's okfn: a hook decided, or it is for us, or it is routed."""
         if pkt.neigh != 0:
             return self.output(pkt, now)
-        if pkt.af == 6 and pkt.proto == _ICMPV6 and pkt.fragment == 0 and 135 <= pkt.icmp_type <= 136:
+        if (
+            pkt.af == 6
+            and pkt.proto == _ICMPV6
+            and pkt.fragment == 0
+            and 135 <= pkt.icmp_type <= 136
+        ):
             return self.neighs.nd_input(pkt, now)
         if pkt.l2_type != _HOST or is_group(pkt):
             return pkt.drop(_NOT_FORWARDED)
@@ -172,12 +186,12 @@ class Ip:
     # -- forwarding and output
 
     def forward(self, pkt: Packet, now: cython.longlong) -> cython.int:
-        """Route a packet that no service took; the TTL always goes down (loop protection, layer b)."""
+        """Route a packet that no service took; the TTL goes down (loop protection, layer b)."""
         if is_link_local(pkt):
             return pkt.drop(_NOT_FORWARDED)
         if pkt.ttl <= 1:
             return icmp.refuse(pkt, _TTL_EXCEEDED, _ERR_TTL, 0)
-        route: Route = self.routes.lookup(pkt.daddr_hi, pkt.daddr)
+        route: Route | None = self.routes.lookup(pkt.daddr_hi, pkt.daddr)
         if route is None:
             return icmp.refuse(pkt, _NO_ROUTE, _ERR_NET, 0)
         if pkt.wire_length() > route.mtu:
@@ -199,9 +213,11 @@ class Ip:
         verdict: cython.int = self.local_out_chain.run(pkt, now)
         if verdict != _ACCEPT:
             return verdict
-        route: Route = self.routes.lookup(pkt.daddr_hi, pkt.daddr)
+        route: Route | None = self.routes.lookup(pkt.daddr_hi, pkt.daddr)
         if route is None:
             return pkt.drop(_NO_ROUTE)
+        if pkt.wire_length() > route.mtu:
+            return pkt.drop(_MTU_EXCEEDED)  # we do not fragment, and have nobody to tell
         if not self._nexthop(pkt, route, now):
             return pkt.drop(_NEIGH_TABLE_FULL)
         return self.output(pkt, now)

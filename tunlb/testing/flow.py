@@ -27,7 +27,11 @@ def raise_on(hook: object, error: Exception) -> None:
 
 
 def make_director(
-    config_text: str, *, hooks: Sequence[Hook] = (), conn_max: int | None = None, secret: bytes = b"test"
+    config_text: str,
+    *,
+    hooks: Sequence[Hook] = (),
+    conn_max: int | None = None,
+    secret: bytes = b"test",
 ) -> Director:
     """A director for a configuration, not started: no address is known before ``start(now)``."""
     config = loads(config_text)
@@ -71,7 +75,7 @@ class Rig:
         return netif
 
     def receive(self, port: str, frame: bytes) -> tuple[Verdict, list[Sent]]:
-        """Feed one frame (virtio-net header first) and return the verdict and everything that left."""
+        """Feed one frame (virtio-net header first); the verdict and everything that left."""
         pkt = self.director.packet
         pkt.load(frame, self.netif(port))
         verdict = Verdict(self.director.receive(pkt, self.now))
@@ -106,4 +110,8 @@ class Rig:
     def counters(self) -> dict[str, int]:
         """Every counter that moved since the start, by name."""
         now = self.director.counters.snapshot()
-        return {name: n - self._base.get(name, 0) for name, n in now.items() if n != self._base.get(name, 0)}
+        return {
+            name: n - self._base.get(name, 0)
+            for name, n in now.items()
+            if n != self._base.get(name, 0)
+        }

@@ -11,8 +11,12 @@ REPLY = 2
 _PREFIX = bytes.fromhex("000108000604")
 
 
-def build(netif: Netif, operation: int, sender: int, target_mac: bytes, target: int, to: bytes) -> bytes:
-    """An ARP frame from ``netif``, padded to 60 bytes; ``sender`` and ``target`` are 32-bit IPv4 addresses."""
+def build(
+    netif: Netif, operation: int, sender: int, target_mac: bytes, target: int, to: bytes
+) -> bytes:
+    """An ARP frame from ``netif``, padded to 60 bytes; ``sender`` and ``target`` are 32-bit IPv4
+    addresses.
+    """
     body = (
         _PREFIX
         + operation.to_bytes(2, "big")

@@ -1,8 +1,9 @@
-"""The Internet checksum, and the one discipline by which every rewrite keeps it (RFC 1071, RFC 1624).
+"""The Internet checksum, and the one discipline by which every rewrite keeps it (RFC 1071, RFC
+1624).
 
-Sums are ones' complement sums folded to 16 bits, not complemented. A *delta* is ``fold(sum(~old) + sum(new))``
-over the 16-bit words that change; adding it to a sum moves the sum from the old words to the new ones. An update
-is incremental, so a checksum that was wrong stays wrong.
+Sums are ones' complement sums folded to 16 bits, not complemented. A *delta* is ``fold(sum(~old) +
+sum(new))`` over the 16-bit words that change; adding it to a sum moves the sum from the old words
+to the new ones. An update is incremental, so a checksum that was wrong stays wrong.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def sum_address(hi: cython.ulonglong, lo: cython.ulonglong, af: cython.int) -> c
     total: cython.ulonglong = (lo & _MASK16_64) + ((lo >> 16) & _MASK16_64)
     if af == 6:
         total += ((lo >> 32) & _MASK16_64) + (lo >> 48)
-        total += (hi & _MASK16_64) + ((hi >> 16) & _MASK16_64) + ((hi >> 32) & _MASK16_64) + (hi >> 48)
+        total += (
+            (hi & _MASK16_64) + ((hi >> 16) & _MASK16_64) + ((hi >> 32) & _MASK16_64) + (hi >> 48)
+        )
     return fold(total)
 
 
@@ -61,12 +64,15 @@ def update(field: cython.uint, change: cython.uint) -> cython.uint:
     return 0xFFFF - fold((0xFFFF - field) + change)
 
 
-def fix_l4(pkt: Packet, offset: cython.Py_ssize_t, addresses: cython.uint, ports: cython.uint) -> None:
+def fix_l4(
+    pkt: Packet, offset: cython.Py_ssize_t, addresses: cython.uint, ports: cython.uint
+) -> None:
     """Keep the TCP or UDP checksum at ``offset`` right after a rewrite.
 
-    ``addresses`` is the delta of the pseudo-header, ``ports`` that of the header and payload. A partial field holds
-    the plain sum of the pseudo-header and the kernel adds the rest later, so only ``addresses`` matters there
-    (linux/net: inet_proto_csum_replace4). UDP without a checksum (0) stays without; a sum of 0 is written 0xFFFF.
+    ``addresses`` is the delta of the pseudo-header, ``ports`` that of the header and payload. A
+    partial field holds the plain sum of the pseudo-header and the kernel adds the rest later, so
+    only ``addresses`` matters there (linux/net: inet_proto_csum_replace4). UDP without a checksum
+    (0) stays without; a sum of 0 is written 0xFFFF.
     """
     field: cython.uint = pkt.be16(offset)
     if pkt.partial():
@@ -84,7 +90,9 @@ def fix_l4(pkt: Packet, offset: cython.Py_ssize_t, addresses: cython.uint, ports
 
 
 def pseudo_sum(pkt: Packet, proto: cython.int, length: cython.int) -> cython.uint:
-    """The pseudo-header's sum for the packet's addresses (RFC 793 section 3.1, RFC 8200 section 8.1)."""
+    """The pseudo-header's sum for the packet's addresses (RFC 793 section 3.1, RFC 8200 section
+    8.1).
+    """
     total: cython.ulonglong = sum_address(pkt.saddr_hi, pkt.saddr, pkt.af)
     total += sum_address(pkt.daddr_hi, pkt.daddr, pkt.af)
     total += proto

@@ -9,7 +9,16 @@ if cython.compiled:
 
 from tunlb.counters import DropReason
 from tunlb.netif import Netif
-from tunlb.packet import BROADCAST, ETHER_LEN, HOST, L3_OFFSET, MULTICAST, OTHERHOST, VLAN_LEN, Packet
+from tunlb.packet import (
+    BROADCAST,
+    ETHER_LEN,
+    HOST,
+    L3_OFFSET,
+    MULTICAST,
+    OTHERHOST,
+    VLAN_LEN,
+    Packet,
+)
 
 ETH_P_IP = 0x0800
 ETH_P_ARP = 0x0806
@@ -42,10 +51,12 @@ def mac_at(pkt: Packet, offset: cython.int) -> cython.ulonglong:
 
 
 def parse(pkt: Packet) -> cython.int:
-    """Check the L2 header, strip a tag, classify the frame and set ``iif`` to the sub-port of its VLAN.
+    """Check the L2 header, strip a tag, classify the frame and set ``iif`` to the sub-port of its
+    VLAN.
 
-    0, or TRUNCATED, OWN_MAC, MARTIAN (group source address), VLAN_UNKNOWN or VLAN_STACK. A tagged frame leaves
-    here with its packet moved to L3_OFFSET, as if it had come untagged on the sub-port.
+    0, or TRUNCATED, OWN_MAC, MARTIAN (group source address), VLAN_UNKNOWN or VLAN_STACK. A tagged
+    frame leaves here with its packet moved to L3_OFFSET, as if it had come untagged on the
+    sub-port.
     """
     if pkt.end - pkt.start < _ETHER_LEN:
         return _TRUNCATED
@@ -78,10 +89,10 @@ def _untag(pkt: Packet, netif: Netif) -> cython.int:
     if pkt.ether_type == _8021Q or pkt.ether_type == _8021AD:
         return _VLAN_STACK
     if vid != 0:  # VID 0 is a priority tag: the frame belongs to the port itself
-        netif = netif.vlans.get(vid)
-        if netif is None:
+        vlan: Netif | None = netif.vlans.get(vid)
+        if vlan is None:
             return _VLAN_UNKNOWN
-        pkt.iif = netif
+        pkt.iif = vlan
     # The packet must sit at L3_OFFSET. Tagged frames pay for this move; untagged ones never do.
     begin: cython.int = pkt.start + _ETHER_LEN + _VLAN_LEN
     shift: cython.int = begin - _L3_OFFSET
@@ -97,7 +108,9 @@ def _untag(pkt: Packet, netif: Netif) -> cython.int:
 
 
 def push(pkt: Packet, prefix: bytes) -> None:
-    """Put an L2 header before the packet: ``prefix`` (see :func:`prefix_of`), then the packet's own type."""
+    """Put an L2 header before the packet: ``prefix`` (see :func:`prefix_of`), then the packet's own
+    type.
+    """
     length: cython.int = len(prefix)
     base: cython.int = _L3_OFFSET - 2 - length
     if cython.compiled:
@@ -109,7 +122,9 @@ def push(pkt: Packet, prefix: bytes) -> None:
 
 
 def prefix_of(netif: Netif, mac: bytes) -> bytes:
-    """Everything before the ether type in a frame from ``netif`` to ``mac``: addresses and VLAN tag."""
+    """Everything before the ether type in a frame from ``netif`` to ``mac``: addresses and VLAN
+    tag.
+    """
     tag = b"" if netif.vid == 0 else ETH_P_8021Q.to_bytes(2, "big") + netif.vid.to_bytes(2, "big")
     return mac + netif.mac_bytes + tag
 

@@ -1,4 +1,6 @@
-"""ICMP and ICMPv6 messages (RFC 792, RFC 4443): checks, numbers and how the two families say the same thing."""
+"""ICMP and ICMPv6 messages (RFC 792, RFC 4443): checks, numbers and how the two families say the
+same thing.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ _ICMPV6 = cython.declare(cython.int, 58)
 
 
 def parse(pkt: Packet) -> cython.int:
-    """Check that a header is there and note its type; 0 or L4_HEADER. The checksum is verified by who reads on."""
+    """Check that a header is there and note its type; 0 or L4_HEADER. The checksum is verified by
+    who reads on.
+    """
     if pkt.end - pkt.l4 < 8:
         return _L4_HEADER
     pkt.icmp_type = pkt.p[pkt.l4]
@@ -97,6 +101,8 @@ def seal(pkt: Packet) -> None:
 
 
 def refuse(pkt: Packet, reason: cython.int, error: cython.int, info: cython.uint) -> cython.int:
-    """DROP for ``reason`` and have the sender told with ``error`` (ERR_*); ``info`` is the MTU for ERR_TOO_BIG."""
+    """DROP for ``reason`` and have the sender told with ``error`` (ERR_*); ``info`` is the MTU for
+    ERR_TOO_BIG.
+    """
     kind, code = _ERRORS_V4[error] if pkt.af == _V4 else _ERRORS_V6[error]
     return pkt.drop_with_error(reason, kind, code, info)

@@ -41,7 +41,9 @@ _LATER = cython.declare(cython.int, LATER_FRAGMENT)
 
 
 def parse(pkt: Packet) -> cython.int:
-    """Check the header at ``l3``, trim link-layer padding and fill the network fields; 0 or a DropReason."""
+    """Check the header at ``l3``, trim link-layer padding and fill the network fields; 0 or a
+    DropReason.
+    """
     p = pkt.p
     l3: cython.Py_ssize_t = pkt.l3
     room: cython.int = pkt.end - l3
@@ -110,7 +112,9 @@ def decrement_ttl(pkt: Packet) -> None:
 
 
 def build(pkt: Packet, proto: cython.int, payload: cython.int, tos: cython.int) -> None:
-    """A fresh header at ``l3`` for ``payload`` bytes behind it, addresses from the Packet: TTL 64, DF, id 0 (RFC 6864)."""
+    """A fresh header at ``l3`` for ``payload`` bytes behind it, addresses from the Packet: TTL 64,
+    DF, id 0 (RFC 6864).
+    """
     p = pkt.p
     l3: cython.Py_ssize_t = pkt.l3
     p[l3] = 0x45
@@ -128,4 +132,3 @@ def build(pkt: Packet, proto: cython.int, payload: cython.int, tos: cython.int) 
     pkt.proto = proto
     pkt.l4 = l3 + 20
     pkt.end = pkt.l4 + payload
-

@@ -37,7 +37,9 @@ _LATER = cython.declare(cython.int, LATER_FRAGMENT)
 
 
 def parse(pkt: Packet) -> cython.int:
-    """Check the header at ``l3``, trim padding, walk extension headers, fill the network fields; 0 or a DropReason."""
+    """Check the header at ``l3``, trim padding, walk extension headers, fill the network fields; 0
+    or a DropReason.
+    """
     p = pkt.p
     l3: cython.Py_ssize_t = pkt.l3
     room: cython.int = pkt.end - l3
@@ -73,12 +75,14 @@ def parse(pkt: Packet) -> cython.int:
 
 
 def martian(hi: cython.ulonglong, lo: cython.ulonglong) -> cython.bint:
-    """::1 and the IPv4-mapped block, which inside tunlb means IPv4; ``::`` is left to the caller."""
+    """::1 and the IPv4-mapped block, which inside means IPv4; ``::`` is the caller's."""
     return hi == 0 and (lo == 1 or lo >> 32 == 0xFFFF)
 
 
 def walk(pkt: Packet) -> cython.int:
-    """Step over extension headers until ``proto`` and ``l4`` are those of the transport; 0 or a DropReason."""
+    """Step over extension headers until ``proto`` and ``l4`` are those of the transport; 0 or a
+    DropReason.
+    """
     p = pkt.p
     offset: cython.int = pkt.l4
     proto: cython.int = pkt.proto

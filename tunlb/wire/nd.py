@@ -19,7 +19,9 @@ OVERRIDE = 0x20
 
 @dataclass(frozen=True)
 class Message:
-    """A checked NS or NA; ``mac`` is b"" without a link-layer option, ``claim`` the address that it belongs to."""
+    """A checked NS or NA; ``mac`` is b"" without a link-layer option, ``claim`` the address that it
+    belongs to.
+    """
 
     solicitation: bool
     target: Key
@@ -43,7 +45,13 @@ def _frame(netif: Netif, to: bytes, source: Key, target: Key, message: bytes) ->
     pseudo = _bytes(source) + _bytes(target) + len(message).to_bytes(4, "big") + b"\0\0\0\x3a"
     checksum = 0xFFFF - _sum(pseudo + message)
     message = message[:2] + checksum.to_bytes(2, "big") + message[4:]
-    header = b"\x60\0\0\0" + len(message).to_bytes(2, "big") + b"\x3a\xff" + _bytes(source) + _bytes(target)
+    header = (
+        b"\x60\0\0\0"
+        + len(message).to_bytes(2, "big")
+        + b"\x3a\xff"
+        + _bytes(source)
+        + _bytes(target)
+    )
     return ether.header(netif, to, ether.ETH_P_IPV6) + header + message
 
 
@@ -52,25 +60,41 @@ def solicited_node(target: Key) -> Key:
 
 
 def solicit(netif: Netif, source: Key, target: Key, to: bytes) -> bytes:
-    """A neighbour solicitation for ``target``: to its group, or to the MAC address ``to`` when that is not empty."""
+    """A neighbour solicitation for ``target``: to its group, or to the MAC address ``to`` when that
+    is not empty.
+    """
     group = solicited_node(target)
-    message = bytes((V6_NS, 0, 0, 0, 0, 0, 0, 0)) + _bytes(target) + bytes((OPTION_SOURCE, 1)) + netif.mac_bytes
+    message = (
+        bytes((V6_NS, 0, 0, 0, 0, 0, 0, 0))
+        + _bytes(target)
+        + bytes((OPTION_SOURCE, 1))
+        + netif.mac_bytes
+    )
     if to:
         return _frame(netif, to, source, target, message)
     return _frame(netif, b"\x33\x33" + _bytes(group)[12:], source, group, message)
 
 
 def advertise(netif: Netif, target: Key, asker: Key | None, to: bytes) -> bytes:
-    """A neighbour advertisement of ``target``, an address of ours: to ``asker``, or unsolicited to all nodes."""
+    """A neighbour advertisement of ``target``, an address of ours: to ``asker``, or unsolicited to
+    all nodes.
+    """
     flags = OVERRIDE if asker is None else OVERRIDE | SOLICITED
-    message = bytes((V6_NA, 0, 0, 0, flags, 0, 0, 0)) + _bytes(target) + bytes((OPTION_TARGET, 1)) + netif.mac_bytes
+    message = (
+        bytes((V6_NA, 0, 0, 0, flags, 0, 0, 0))
+        + _bytes(target)
+        + bytes((OPTION_TARGET, 1))
+        + netif.mac_bytes
+    )
     if asker is None:
         return _frame(netif, ALL_NODES_MAC, target, ALL_NODES, message)
     return _frame(netif, to, target, asker, message)
 
 
 def parse(pkt: Packet) -> Message | None:
-    """The NS or NA in ``pkt`` after the checks of RFC 4861 section 7.1, or None (the checksum is the caller's)."""
+    """The NS or NA in ``pkt`` after the checks of RFC 4861 section 7.1, or None (the checksum is
+    the caller's).
+    """
     body = bytes(pkt.mem[pkt.l4 : pkt.end])
     if pkt.ttl != 255 or len(body) < 24 or body[1] != 0:
         return None
@@ -97,4 +121,10 @@ def parse(pkt: Packet) -> Message | None:
         return None
     if not solicitation and solicited and pkt.daddr_hi >> 56 == 0xFF:
         return None
-    return Message(solicitation, target, source if solicitation else target, mac, solicited and not solicitation)
+    return Message(
+        solicitation,
+        target,
+        source if solicitation else target,
+        mac,
+        solicited and not solicitation,
+    )

@@ -1,7 +1,9 @@
-"""The virtio-net header before every frame of a TAP or TUN (linux/virtio_net.h, legacy 10-byte form).
+"""The virtio-net header before every frame of a TAP or TUN (linux/virtio_net.h, legacy 10-byte
+form).
 
-Fields are native-endian (we never set TUNSETVNETBE). ``csum_start`` counts from the frame's first byte; in the
-Packet it is kept as an index into the buffer, so that a change of the L2 header does not touch it.
+Fields are native-endian (we never set TUNSETVNETBE). ``csum_start`` counts from the frame's first
+byte; in the Packet it is kept as an index into the buffer, so that a change of the L2 header does
+not touch it.
 """
 
 from __future__ import annotations
@@ -73,8 +75,8 @@ def parse(pkt: Packet) -> cython.int:
 def check(pkt: Packet) -> cython.int:
     """Hold the offload fields against the parsed packet; 0 or VNET_HEADER.
 
-    A checksum that starts before the transport header would make the kernel write into the IP header, so it is
-    refused, and so is a GSO type that is not the packet's own protocol.
+    A checksum that starts before the transport header would make the kernel write into the IP
+    header, so it is refused, and so is a GSO type that is not the packet's own protocol.
     """
     if pkt.csum_start == 0:
         return 0
@@ -100,7 +102,8 @@ def check(pkt: Packet) -> cython.int:
 def emit(pkt: Packet) -> None:
     """Write the header before the frame, from the Packet's fields.
 
-    ``hdr_len`` is set to the real length of all headers: what the kernel reports on read is only a hint.
+    ``hdr_len`` is set to the real length of all headers: what the kernel reports on read is only a
+    hint.
     """
     p = pkt.p
     base: cython.int = pkt.start - _VNET_LEN

@@ -1,13 +1,15 @@
-"""TCP states, as IPVS and DPVS follow them (net/netfilter/ipvs/ip_vs_proto_tcp.c, RFC 9293 section 3.3.2).
+"""TCP states, as IPVS and DPVS follow them (net/netfilter/ipvs/ip_vs_proto_tcp.c, RFC 9293 section
+3.3.2).
 
-A balancer is no endpoint: it sees segments pass and guesses what both ends believe. It looks at one flag only, in
-the order RST, SYN, FIN, ACK; a segment without any closes. INPUT is what clients send, OUTPUT what dests send;
-INPUT-ONLY is for DR, where replies do not pass and the client's ACK is all the proof of a handshake there is.
+A balancer is no endpoint: it sees segments pass and guesses what both ends believe. It looks at one
+flag only, in the order RST, SYN, FIN, ACK; a segment without any closes. INPUT is what clients
+send, OUTPUT what dests send; INPUT-ONLY is for DR, where replies do not pass and the client's ACK
+is all the proof of a handshake there is.
 
-The states are those of the dest's side: SYN_RECV while only the client's SYN was seen, ESTABLISHED after the
-SYN-ACK, FIN_WAIT when the dest closed first, CLOSE_WAIT when the client did, TIME_WAIT once both have. A lost or
-reordered segment may leave a conn in a state for too long, never in a wrong service: states decide timeouts and
-who is evicted, not where packets go.
+The states are those of the dest's side: SYN_RECV while only the client's SYN was seen, ESTABLISHED
+after the SYN-ACK, FIN_WAIT when the dest closed first, CLOSE_WAIT when the client did, TIME_WAIT
+once both have. A lost or reordered segment may leave a conn in a state for too long, never in a
+wrong service: states decide timeouts and who is evicted, not where packets go.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ STATES = (
 
 _SHORT = ("NO", "ES", "SS", "SR", "FW", "TW", "CL", "CW", "LA", "LI", "SA")
 
-#: Rows syn, fin, ack, rst; columns NO ES SS SR FW TW CL CW LA LI SA. A client's ACK alone opens from NONE (sloppy)
-#: nowhere: a conn is only ever born by a SYN.
+#: INPUT, OUTPUT, INPUT-ONLY; rows syn, fin, ack, rst; columns NO ES SS SR FW TW CL CW LA LI SA.
+#: Without sloppy_tcp: a conn is only ever born by a SYN.
 _TABLES = """
 SR ES ES SR SR SR SR SR SR SR SR
 CL CW SS TW TW TW CL CW LA LI TW
@@ -58,7 +60,11 @@ _ROWS = cython.declare(cython.int, 4)
 _LAST = cython.declare(cython.int, 11)
 _CLOSE = cython.declare(cython.int, 6)
 _KINDS = bytes(
-    HALF_OPEN if name in ("NONE", "SYN_SENT", "SYN_RECV", "SYNACK") else ESTABLISHED if name == "ESTABLISHED" else CLOSING
+    HALF_OPEN
+    if name in ("NONE", "SYN_SENT", "SYN_RECV", "SYNACK")
+    else ESTABLISHED
+    if name == "ESTABLISHED"
+    else CLOSING
     for name in STATES
 )
 

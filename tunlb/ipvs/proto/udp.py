@@ -1,4 +1,6 @@
-"""UDP states: nothing was answered yet, or both sides have spoken (DPVS: src/ipvs/ip_vs_proto_udp.c)."""
+"""UDP states: nothing was answered yet, or both sides have spoken (DPVS:
+src/ipvs/ip_vs_proto_udp.c).
+"""
 
 from __future__ import annotations
 

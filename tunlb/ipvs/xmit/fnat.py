@@ -1,4 +1,6 @@
-"""Full NAT: the dest sees one of our local addresses, so it needs no route back through us but the ordinary one."""
+"""Full NAT: the dest sees one of our local addresses, so it needs no route back through us but the
+ordinary one.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import cython
 from tunlb.counters import DropReason
 from tunlb.ipvs.conn import B_PROTO, ConnTable
 from tunlb.ipvs.dest import FWD_FNAT, Dest
-from tunlb.ipvs.laddr import LportPool, LportPools
+from tunlb.ipvs.laddr import LportPool
 from tunlb.ipvs.mode import Mode
 from tunlb.ipvs.service import Service
 
@@ -21,26 +23,29 @@ _B_PROTO = cython.declare(cython.longlong, B_PROTO)
 
 
 class FullNat(Mode):
-    """Takes the service's laddrs in turn; a laddr whose pool towards the dest is empty is passed over."""
+    """Takes the service's laddrs in turn; a laddr whose pool towards the dest is empty is passed
+    over.
+    """
 
     number = FWD_FNAT
 
-    def __init__(self, pools: LportPools) -> None:
-        self.pools = pools
-
     def bind(
-        self, conns: ConnTable, row: cython.longlong, service: Service, dest: Dest, now: cython.longlong
+        self,
+        conns: ConnTable,
+        row: cython.longlong,
+        service: Service,
+        dest: Dest,
+        now: cython.longlong,
     ) -> cython.int:
-        laddrs: tuple = service.laddrs
+        laddrs = service.laddrs
         n: cython.int = len(laddrs)
         dport: cython.uint = dport_of(conns, row, dest)
         key: cython.uint = (dport << 8) | conns.b[row * 128 + _B_PROTO]
-        i: cython.int
         lport: cython.int
         pool: LportPool
         laddr_hi: cython.ulonglong
         laddr: cython.ulonglong
-        for i in range(n):
+        for _ in range(n):
             laddr_hi, laddr = laddrs[service.next_laddr % n]
             service.next_laddr = (service.next_laddr + 1) % n
             pool = self.pools.pool(laddr_hi, laddr, dest.daddr_hi, dest.daddr, key)

@@ -1,4 +1,4 @@
-"""NAT (IPVS: masquerading): the dest sees the client's address and answers through us, its gateway."""
+"""NAT (IPVS: masquerading): the dest sees the client and answers through us, its gateway."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import cython
 
 from tunlb.ipvs.conn import ConnTable
 from tunlb.ipvs.dest import FWD_NAT, Dest
-from tunlb.ipvs.laddr import LportPools
 from tunlb.ipvs.mode import Mode
 from tunlb.ipvs.service import Service
 
@@ -19,15 +18,23 @@ else:
 class Nat(Mode):
     number = FWD_NAT
 
-    def __init__(self, pools: LportPools) -> None:
-        pass
-
     def bind(
-        self, conns: ConnTable, row: cython.longlong, service: Service, dest: Dest, now: cython.longlong
+        self,
+        conns: ConnTable,
+        row: cython.longlong,
+        service: Service,
+        dest: Dest,
+        now: cython.longlong,
     ) -> cython.int:
         at: cython.longlong = row * 16
         set_outbound(
-            conns, row, dest, conns.q[at], conns.q[at + 1], dport_of(conns, row, dest), conns.d[row * 32 + 16] >> 16
+            conns,
+            row,
+            dest,
+            conns.q[at],
+            conns.q[at + 1],
+            dport_of(conns, row, dest),
+            conns.d[row * 32 + 16] >> 16,
         )
         return 0
 
