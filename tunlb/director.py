@@ -135,14 +135,10 @@ class Director:
 
     def apply(self, config: Config, now: int) -> None:
         """Take a new configuration. Conns survive; dests that are gone or quiescent drain."""
-        gone = {service.name for service in self.config.services} - {
-            service.name for service in config.services
-        }
-        laddrs = {service.name: service.laddrs for service in config.services}
+        staying = {service.name: (service.vaddr, service.laddrs) for service in config.services}
         for service in self.config.services:
-            # Replies still come to the laddrs and clients still speak to the VIP of what was
-            # removed.
-            if service.name in gone or service.laddrs != laddrs[service.name]:
+            # Clients still speak to the VIP, and dests to the laddrs, of what is removed.
+            if staying.get(service.name) != (service.vaddr, service.laddrs):
                 self._lingering.append((now + round(service.drain_s * 1000), service))
         self.config = config
         self._wire(now)
@@ -328,7 +324,7 @@ class Director:
         return {
             "conns": self.ipvs.conns.count,
             "conn_max": self.ipvs.conns.conn_max,
-            "neighs": len(self.neighs.entries) - 1,
+            "neighs": len(self.neighs),
             "lport_pools": len(self.ipvs.pools),
         }
 

@@ -109,6 +109,9 @@ class NeighTable(Wheel):
         self._by_key: dict[tuple[int, int, int], NeighEntry] = {}
         self._free: list[int] = []
 
+    def __len__(self) -> int:
+        return len(self._by_key)
+
     def lookup(self, netif: Netif, hi: int, lo: int) -> NeighEntry | None:
         return self._by_key.get((netif.index, hi, lo))
 

@@ -59,7 +59,7 @@ def sound(data: bytes, netif: Netif) -> None:
         assert pkt.csum_start + pkt.csum_offset + 2 <= L3_OFFSET + len(data)
     vnet.emit(pkt)
     if not netif.tun:
-        ether.push(pkt, TAP.vlans[10], bytes(6))
+        ether.push(pkt, ether.prefix_of(TAP.vlans[10], bytes(6)))
         vnet.emit(pkt)
 
 

@@ -95,7 +95,7 @@ def test_push_writes_the_header_of_the_way_out(vid, load) -> None:
     pkt = load(f.eth(payload=PACKET))
     assert ether.parse(pkt) == 0
     out = Netif(2, "out", 0x02000000000A, vid=vid)
-    ether.push(pkt, out, bytes.fromhex("02000000000b"))
+    ether.push(pkt, ether.prefix_of(out, bytes.fromhex("02000000000b")))
     expected = f.eth(
         "02:00:00:00:00:0b", "02:00:00:00:00:0a", payload=PACKET, vlan=vid if vid else None
     )
