@@ -68,6 +68,7 @@ _MAPPED_PREFIX = cython.declare(cython.ulonglong, 0xFFFF)
 _REACHABLE = cython.declare(cython.int, REACHABLE)
 _PROBE = cython.declare(cython.int, PROBE)
 _REQUEST_INTERVAL = cython.declare(cython.longlong, REQUEST_INTERVAL_MS)
+_NO_ROUTE = cython.declare(cython.int, DropReason.NO_ROUTE)
 _QUEUE_FULL = cython.declare(cython.int, DropReason.NEIGH_QUEUE_FULL)
 _UNREACHABLE = cython.declare(cython.int, DropReason.NEIGH_UNREACHABLE)
 
@@ -158,6 +159,7 @@ class NeighTable(Wheel):
         self.cancel(index)
         entry.state = NOARP
         entry.set_mac(mac)
+        self._release(entry)
 
     def forget_static(self) -> None:
         """Drop the static neighbours, before those of a new configuration."""
@@ -171,6 +173,9 @@ class NeighTable(Wheel):
         """Send the packet to ``pkt.neigh``: ACCEPT with the L2 header written and ``oif`` set, or
         STOLEN into the queue of an unresolved neighbour, or DROP.
         """
+        # Checked, because a hook of the user's may have set it, and a compiled list does not look.
+        if pkt.neigh <= 0 or pkt.neigh >= len(self.entries):
+            return pkt.drop(_NO_ROUTE)
         entry: NeighEntry = self.entries[pkt.neigh]
         netif: Netif = entry.netif
         pkt.oif = netif
@@ -248,9 +253,12 @@ class NeighTable(Wheel):
         entry.confirmed = now
         entry.asking = False
         self._enter(entry, NUD[RECV_ARP][entry.state], now)
+        self._release(entry)
+
+    def _release(self, entry: NeighEntry) -> None:
         waiting, entry.queue = entry.queue, []
         for frame in waiting:
-            self.outbox.put(entry.netif, frame[:VNET_LEN] + mac + frame[VNET_LEN + 6 :])
+            self.outbox.put(entry.netif, frame[:VNET_LEN] + entry.mac + frame[VNET_LEN + 6 :])
 
     def fire(self, index: cython.int, now: cython.longlong) -> cython.longlong:
         """The state's time is over: confirmed entries stay reachable, others take the TIMEOUT

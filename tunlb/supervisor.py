@@ -15,6 +15,7 @@ import mmap
 import os
 import secrets
 import signal
+import threading
 import time
 from hashlib import blake2b
 from pathlib import Path
@@ -95,6 +96,9 @@ class Supervisor:
         self.ports: list[Port] = []
         self._macs: dict[str, int] = {}
         self._undo: list[links.Change] = []
+        # Threads set up the kernel's side: reloads, devices made anew, changes made by others.
+        self._setup = threading.Lock()
+        self._closed = False
         self._stop = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._stopping = False
@@ -143,7 +147,9 @@ class Supervisor:
         return device
 
     def _changed(self, setup: links.Setup) -> None:
-        self._undo = [*setup.undo, *self._undo]
+        # A link that flaps has its routes put back each time, and taken back once.
+        fresh = [change for change in setup.undo if change not in self._undo]
+        self._undo = [*fresh, *self._undo]
         for command in setup.changed:
             self.log.debug("configured", command=command)
         for warning in setup.warnings:
@@ -193,7 +199,9 @@ class Supervisor:
             for a in s.laddrs_expanded
             if not any(a in network for network in on_link)
         }
-        self._changed(links.install_tun_routes(tun.name, vips, laddrs))
+        with self._setup:
+            if not self._closed:
+                self._changed(links.install_tun_routes(tun.name, vips, laddrs))
 
     def _refuse_loops(self, config: Config) -> None:
         """Loop protection, layer (d): ask the kernel where our packets would go."""
@@ -202,13 +210,13 @@ class Supervisor:
             self.log.warning(
                 "routing_problem", port=problem.port, address=problem.address, message=str(problem)
             )
-        self._loop_problems = {str(problem) for problem in problems}
         loops = [problem for problem in problems if problem.loop]
         if loops and not self.force:
             raise StartError(
                 "refused, because our own packets would come back to us (--force overrides):\n"
                 + "\n".join(f"  {problem}" for problem in loops)
             )
+        self._loop_problems = {str(problem) for problem in problems}
 
     # -- run
 
@@ -241,11 +249,13 @@ class Supervisor:
 
     def close(self) -> None:
         """Close the devices and take back what was changed in the kernel."""
-        for port in self.ports:
-            port.close()
-        for failed in links.undo(self._undo):
-            self.log.warning("not_undone", message=failed)
-        self._undo = []
+        with self._setup:
+            self._closed = True
+            for port in self.ports:
+                port.close()
+            for failed in links.undo(self._undo):
+                self.log.warning("not_undone", message=failed)
+            self._undo = []
 
     def _say_ready(self, director: Director) -> None:
         build = tunlb.build()
@@ -322,7 +332,11 @@ class Supervisor:
 
     def _admit(self, config: Config) -> None:
         self._install_routes(config)
-        self._refuse_loops(config)
+        try:
+            self._refuse_loops(config)
+        except StartError:
+            self._install_routes(self.config)
+            raise
 
     def _recheck(self) -> None:
         """The kernel's links or routes changed: look for loops again, and say what is new."""

@@ -268,9 +268,9 @@ def test_readme_names_every_scheduler() -> None:
 # ---- examples -----------------------------------------------------------------------------------
 
 
-def test_readme_configuration_is_valid() -> None:
-    (example,) = blocks(ROOT / "README.md", "jsonl")
-    assert len(loads(example).services[0].dests) == 2
+@pytest.mark.parametrize("example", blocks(ROOT / "README.md", "jsonl"))
+def test_readme_configuration_is_valid(example: str) -> None:
+    assert loads(example).services[0].dests
 
 
 def test_hook_example_works() -> None:

@@ -1,7 +1,7 @@
 """The network that flow rows run in, for either family, and a conn with both of its sides.
 
-Two ports: ``wan`` towards the clients, which live behind a router, and ``lan`` with the dests. Every
-neighbour is static, so that a row sees only the frames that it is about.
+Two ports: ``wan`` towards the clients, which live behind a router, and ``lan`` with the dests.
+Every neighbour is static, so that a row sees only the frames that it is about.
 """
 
 from __future__ import annotations
@@ -323,26 +323,26 @@ class Conn:
 
     def counted(self, **more: int) -> dict[str, int]:
         """Every counter that this conn moved, and ``more`` (``drop_X`` stands for ``drop.X``)."""
-        found = {
+        moved = {
             "CONN_NEW": 1,
             "IPVS_IN_PACKETS": self.packets[0],
             "IPVS_IN_BYTES": self.bytes[0],
             "IPVS_OUT_PACKETS": self.packets[1],
             "IPVS_OUT_BYTES": self.bytes[1],
         }
-        for name, n in more.items():
-            name = name.replace("drop_", "drop.")
-            found[name] = found.get(name, 0) + n
-        return {name: n for name, n in found.items() if n}
+        return _sum(moved, more)
 
 
 def counted(*conns: Conn, **more: int) -> dict[str, int]:
     """The whole snapshot after several conns."""
+    return _sum(*(conn.counted() for conn in conns), more)
+
+
+def _sum(*snapshots: Mapping[str, int]) -> dict[str, int]:
+    """Added up by name; a counter that did not move is not in a snapshot."""
     total: dict[str, int] = {}
-    for conn in conns:
-        for name, n in conn.counted().items():
-            total[name] = total.get(name, 0) + n
-    for name, n in more.items():
-        name = name.replace("drop_", "drop.")
-        total[name] = total.get(name, 0) + n
+    for snapshot in snapshots:
+        for name, n in snapshot.items():
+            key = name.replace("drop_", "drop.")
+            total[key] = total.get(key, 0) + n
     return {name: n for name, n in total.items() if n}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.flow.kit import V4, Conn, Net, Rig, balanced, states, the_dest
@@ -169,10 +171,15 @@ def test_dpvs_profile_and_overrides(net: Net) -> None:
 def test_the_segment_travels_untouched_but_for_its_tuple(net: Net) -> None:
     rig = Rig(balanced(net))
     conn = Conn(rig, net)
-    fields = {"seq": 0xFFFFFFF0, "window": 1234, "urgent": 7, "options": b"\1\1\4\2"}
+    fields: dict[str, Any] = {
+        "seq": 0xFFFFFFF0,
+        "window": 1234,
+        "urgent": 7,
+        "options": b"\1\1\4\2",
+    }
     header = {"tos": 0x1B, "flow": 0x12345} if net.af == 6 else {"tos": 0x1B, "ident": 0xBEEF}
     seen = conn.up("SEC", b"", tcp(seq=0xFFFFFFF0, window=1234, flags="SEC"), ip=header, **fields)
-    original = conn.frame(conn.outside, "SEC", b"", False, ip=header, **{**fields})
+    original = conn.frame(conn.outside, "SEC", b"", False, ip=header, **fields)
     kept = seen.data[24:]
     # What may differ: TTL, addresses, ports and the two checksums.
     free = {8, 10, 11, *range(12, 20)} if net.af == 4 else {7, *range(8, 40)}

@@ -67,7 +67,9 @@ def test_accept(net: Net, point: Point) -> None:
     assert hook.calls == 1
 
 
-@pytest.mark.parametrize("reason", [DropReason.UNKNOWN, DropReason.NOT_FORWARDED], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "reason", [DropReason.UNKNOWN, DropReason.NOT_FORWARDED], ids=lambda r: r.name
+)
 @each_point
 def test_drop(net: Net, point: Point, reason: DropReason) -> None:
     def body(pkt: Packet, now: int) -> int:
@@ -195,7 +197,11 @@ def test_order_of_priorities(net: Net) -> None:
     seen: list[int] = []
 
     def noting(number: int) -> Body:
-        return lambda pkt, now: seen.append(number) or Verdict.ACCEPT
+        def body(pkt: Packet, now: int) -> int:
+            seen.append(number)
+            return Verdict.ACCEPT
+
+        return body
 
     rows = ((1, 70), (2, 10), (3, 70), (4, 0), (5, 500), (6, 10))
     hooks = [Calling(Point.PRE_ROUTING, noting(n), priority) for n, priority in rows]

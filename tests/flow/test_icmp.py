@@ -37,7 +37,7 @@ def framed(body: bytes, dst: str = WAN_MAC) -> bytes:
 
 
 def refused(rig: Rig, net: Net, raw: bytes, reason: str, source: str, **error: Any) -> None:
-    """The frame is dropped, and one error about it, quoting it as it came, goes to the remote client."""
+    """The frame is dropped, and one error, quoting it as it came, goes to the remote client."""
     before = rig.counters()
     verdict, sent = rig.receive("wan", raw)
     assert (verdict, [s.port for s in sent]) == (Verdict.DROP, ["wan"])
@@ -205,7 +205,7 @@ ERRORS: dict[str, tuple[Net, Transport]] = {
 
 @pytest.mark.parametrize(("net", "body"), ERRORS.values(), ids=ERRORS)
 def test_no_error_about_an_error(net: Net, body: Transport) -> None:
-    """RFC 1122 section 3.2.2 counts redirects among the errors, RFC 4443 section 2.4 e names them."""
+    """Redirects count as errors too (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e)."""
     rig = Rig(balanced(net))
     verdict, sent = rig.receive("wan", framed(packet(net.remote, net.dest, body, ttl=1)))
     assert (verdict, sent) == (Verdict.DROP, [])
@@ -285,7 +285,12 @@ def test_bad_icmp_checksum(net: Net) -> None:
 
 @pytest.mark.parametrize("kind", ["reply", "redirect", "timestamp", "unknown"])
 def test_icmp_that_needs_no_answer(net: Net, kind: str) -> None:
-    numbers = {"reply": (0, 129), "redirect": (5, 137), "timestamp": (13, 200), "unknown": (99, 255)}
+    numbers = {
+        "reply": (0, 129),
+        "redirect": (5, 137),
+        "timestamp": (13, 200),
+        "unknown": (99, 255),
+    }
     body = icmp_message(numbers[kind][net.af == 6], 0, 1, b"abcd")
     dropped(Rig(balanced(net)), "wan", framed(packet(net.remote, net.vip, body)), "ICMP_IGNORED")
 

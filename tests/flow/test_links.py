@@ -73,7 +73,7 @@ def test_tag_on_the_way_out_and_none_on_the_way_back(net: Net, proto: str, offlo
 
 @pytest.mark.parametrize("vlan", [None, 0, 8])
 def test_the_wrong_vlan_reaches_nobody(net: Net, vlan: int | None) -> None:
-    """Untagged and priority-tagged frames belong to the port itself, where the laddr does not live."""
+    """Untagged and priority-tagged frames belong to the port, where the laddr does not live."""
     rig = tagged(net)
     raw = eth(LAN_MAC, DEST_MAC, payload=packet(net.dest, net.laddr, echo(1, 1, v6=net.af == 6)))
     if vlan == 8:
@@ -165,7 +165,9 @@ def test_tun_gso(net: Net) -> None:
     check(sent.frame, expected, ip(daddr=net.dest), tun=True)
 
 
-@pytest.mark.parametrize("first", [b"", b"\x00", b"\x55" + bytes(40), b"\xf0" + bytes(60)], ids=repr)
+@pytest.mark.parametrize(
+    "first", [b"", b"\x00", b"\x55" + bytes(40), b"\xf0" + bytes(60)], ids=repr
+)
 def test_tun_garbage(net: Net, first: bytes) -> None:
     rig = on_tun(net, "fnat")
     verdict, sent = rig.receive("tun", bytes(10) + first)

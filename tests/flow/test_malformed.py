@@ -239,7 +239,7 @@ def test_martian(saddr: str, daddr: str, proto: str) -> None:
 @pytest.mark.parametrize("whose", ["wan", "lan", "vip2", "laddr"])
 @pytest.mark.parametrize("to", ["service", "ping", "elsewhere"])
 def test_our_own_address_as_a_source(net: Net, whose: str, to: str) -> None:
-    """Nobody else may speak as us: a conn with such a client would send its replies to ourselves."""
+    """Nobody else may speak as us: replies to such a client would come back to ourselves."""
     second = '{"kind":"service","name":"two","proto":"tcp","vaddr":"%s","vport":80,"fwdmode":"nat"}'
     rig = Rig(balanced(net) + "\n" + second % net.vip2)
     body = echo(1, 1, v6=net.af == 6) if to == "ping" else tcp(40000, 80, flags="S")
@@ -249,7 +249,9 @@ def test_our_own_address_as_a_source(net: Net, whose: str, to: str) -> None:
 
 @pytest.mark.parametrize("proto", ["tcp", "udp", "icmp"])
 def test_land(net: Net, proto: str) -> None:
-    body = {"tcp": tcp(80, 80, flags="S"), "udp": udp(80, 80)}.get(proto, echo(1, 1, v6=net.af == 6))
+    body = {"tcp": tcp(80, 80, flags="S"), "udp": udp(80, 80)}.get(
+        proto, echo(1, 1, v6=net.af == 6)
+    )
     dropped(Rig(balanced(net)), "wan", framed(ip(net.vip, net.vip, body)), "LAND")
 
 

@@ -1,4 +1,4 @@
-"""Neighbours in both families from the same rows: who is answered, who is learnt from, what waits and for how long."""
+"""Neighbours of both families: who is answered, who is learnt from, what waits and how long."""
 
 from __future__ import annotations
 
@@ -148,12 +148,14 @@ def test_a_question_teaches_nothing(net: Net) -> None:
 
 
 def test_address_probe_is_answered(net: Net) -> None:
-    """Somebody is about to take our VIP for itself (RFC 5227 section 2.1.1, RFC 4862 section 5.4.3)."""
+    """Somebody is about to take our VIP for itself (RFC 5227 2.1.1, RFC 4862 5.4.3)."""
     rig = Rig(balanced(net))
     if net.af == 4:
         raw = vnet(arp_frame(1, OTHER_MAC, "0.0.0.0", tpa=net.vip))
         verdict, sent = rig.receive("wan", raw)
-        check(sent[0].frame, ether(dst=OTHER_MAC), arp(op=2, sha=WAN_MAC, spa=net.vip, tpa="0.0.0.0"))
+        check(
+            sent[0].frame, ether(dst=OTHER_MAC), arp(op=2, sha=WAN_MAC, spa=net.vip, tpa="0.0.0.0")
+        )
     else:
         group, mac = solicited_node(net.vip)
         raw = vnet(eth(mac, OTHER_MAC, payload=packet("::", group, nd_ns(net.vip), ttl=255)))
@@ -199,7 +201,9 @@ def test_nobody_else_may_claim_our_address(net: Net, how: str, whose: str) -> No
 )
 def test_malformed_arp(fields) -> None:
     fields = {"op": 1, "sha": OTHER_MAC, **fields}
-    raw = arp_frame(fields.pop("op"), fields.pop("sha"), V4.client, tpa=V4.vip, src=OTHER_MAC, **fields)
+    raw = arp_frame(
+        fields.pop("op"), fields.pop("sha"), V4.client, tpa=V4.vip, src=OTHER_MAC, **fields
+    )
     dropped(Rig(balanced(V4)), "wan", vnet(raw), "ARP_INVALID")
 
 
@@ -215,8 +219,11 @@ V6_LIES = {
         v.client, "ff02::1", nd_na(v.client, OTHER_MAC), ttl=255
     ),
     "option-of-length-0": lambda v: packet(
-        v.client, v.vip, b"\x87\0\0\0" + bytes(4) + ipaddress.ip_address(v.vip).packed + bytes(8),
-        proto=58, ttl=255,
+        v.client,
+        v.vip,
+        b"\x87\0\0\0" + bytes(4) + ipaddress.ip_address(v.vip).packed + bytes(8),
+        proto=58,
+        ttl=255,
     ),
 }
 
@@ -240,10 +247,8 @@ def test_solicitation_without_an_option_is_answered_to_its_frame() -> None:
 def syns(conn: Conn, n: int, first: int = 40000) -> list[bytes]:
     """SYNs of n conns, in order."""
     net = conn.net
-    return [
-        vnet(eth(WAN_MAC, ROUTER_MAC, payload=packet(net.remote, net.vip, tcp(first + i, 80, flags="S"))))
-        for i in range(n)
-    ]
+    bodies = (packet(net.remote, net.vip, tcp(first + i, 80, flags="S")) for i in range(n))
+    return [vnet(eth(WAN_MAC, ROUTER_MAC, payload=body)) for body in bodies]
 
 
 def test_packets_wait_and_leave_in_order(net: Net) -> None:
@@ -390,7 +395,7 @@ def test_static_neighbour_listens_to_nobody(net: Net) -> None:
 
 
 def test_states_without_confirmation(net: Net) -> None:
-    """REACHABLE 60 s, PROBE: usable and verified by the next packet, DELAY 3 s, then it is unknown."""
+    """REACHABLE 60 s; PROBE, usable, verified by the next packet; DELAY 3 s; then unknown."""
     rig, conn = reachable(net, "udp")
     rig.advance(60_500, step=500)
     assert state(rig, net.dest) == "PROBE"
@@ -477,7 +482,9 @@ def test_announcements_at_the_start(net: Net) -> None:
     for _, sent in bursts:
         said = set()
         for announced in sent:
-            frame = check(announced.frame, ether(src=WAN_MAC if announced.port == "wan" else LAN_MAC))
+            frame = check(
+                announced.frame, ether(src=WAN_MAC if announced.port == "wan" else LAN_MAC)
+            )
             header = frame.headers[-1]
             if isinstance(header, Arp):
                 assert (header.spa, header.op) == (header.tpa, 1)

@@ -1,4 +1,4 @@
-"""Frames with partial checksums and GSO, and checksums that are wrong: kept as they are, never repaired."""
+"""Partial checksums, GSO, and checksums that are wrong: kept as they are, never repaired."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_mtu_is_that_of_the_segments(net: Net, proto: str, over: int) -> None:
     rig = small(net, proto)
     conn = Conn(rig, net, proto).establish()
     size = 1300 - headers(net, proto) + over
-    offload = {"needs_csum": True, "gso_type": gso_of(net, proto), "gso_size": size}
+    offload: dict[str, Any] = {"needs_csum": True, "gso_type": gso_of(net, proto), "gso_size": size}
     if not over:
         conn.up("PA", bytes(20_000), offload=offload)
         assert rig.counters() == conn.counted()

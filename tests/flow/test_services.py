@@ -1,4 +1,4 @@
-"""Which service a packet belongs to, who may open a conn, and what happens where there is no room."""
+"""Which service a packet belongs to, who may open a conn, and what happens without room."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def syn(net: Net, vport: int = 80, cport: int = 40000, flags: str = "S", vip: st
 
 
 def datagram(net: Net, vport: int = 80, cport: int = 40000) -> bytes:
-    return vnet(eth(WAN_MAC, ROUTER_MAC, payload=packet(net.remote, net.vip, udp(cport, vport, b"x"))))
+    return vnet(
+        eth(WAN_MAC, ROUTER_MAC, payload=packet(net.remote, net.vip, udp(cport, vport, b"x")))
+    )
 
 
 def ports_of(net: Net) -> Rig:
@@ -114,9 +116,10 @@ def test_a_syn_opens(net: Net, flags: str) -> None:
 @pytest.mark.parametrize("why", ["no-dest", "weight-0", "max-conn"])
 def test_no_dest(net: Net, why: str) -> None:
     """The client hears port unreachable, as IPVS says it."""
+    limits: dict[str, Any] = {"weight": 0} if why == "weight-0" else {"max_conn": 1}
     lines = [*network(net), service(net)]
     if why != "no-dest":
-        lines.append(dest(net, **({"weight": 0} if why == "weight-0" else {"max_conn": 1})))
+        lines.append(dest(net, **limits))
     rig = Rig(text(*lines))
     opened = Conn(rig, net, cport=50000) if why == "max-conn" else None
     if opened is not None:
@@ -247,7 +250,9 @@ def opened(rig: Rig, net: Net, n: int, first: int = 100, **keys: Any) -> list[Co
 def capacity(rig: Rig, net: Net) -> int:
     hi, lo = next(iter(rig.director.services())).laddrs[0]
     known = the_dest(rig, net.dest)
-    size: int = rig.director.ipvs.pools.pool(hi, lo, known.daddr_hi, known.daddr, 8080 << 8 | 6).size
+    size: int = rig.director.ipvs.pools.pool(
+        hi, lo, known.daddr_hi, known.daddr, 8080 << 8 | 6
+    ).size
     return size
 
 
@@ -313,7 +318,7 @@ def test_a_refused_packet_gives_its_port_back(net: Net) -> None:
 
 
 def test_conn_exists(net: Net) -> None:
-    """Two VIPs, one dest, nat, the same client port: the dest could not tell the two conns apart."""
+    """Two VIPs, one dest, nat, the same client port: to the dest the conns are the same."""
     lines = [service(net, "tcp", "nat", name="a"), dest(net, service="a")]
     lines += [service(net, "tcp", "nat", name="b", vaddr=net.vip2), dest(net, service="b")]
     rig = Rig(text(*network(net), *lines))
@@ -331,7 +336,12 @@ ROWS = 8
 
 def full(net: Net, *kinds: str) -> tuple[Rig, list[Conn]]:
     """A table of eight rows, filled a second apart with conns in these states."""
-    lines = [service(net), dest(net), service(net, "udp", name="u"), dest(net, service="u", dport=53)]
+    lines = [
+        service(net),
+        dest(net),
+        service(net, "udp", name="u"),
+        dest(net, service="u", dport=53),
+    ]
     rig = Rig(text(*network(net), *lines), conn_max=ROWS)
     conns = []
     for i, kind in enumerate(kinds):

@@ -22,7 +22,9 @@ numbers = st.integers(0, 65535)
 edits = st.lists(st.tuples(st.sampled_from(EDITS), numbers, numbers), max_size=3)
 frames = st.tuples(st.just("frame"), st.integers(0, 120), edits)
 floods = st.tuples(st.just("flood"), numbers, st.integers(1, 40))
-waits = st.tuples(st.just("wait"), st.sampled_from((250, 3_000, 61_000, 1_000_000, 2**33)), st.just(0))
+waits = st.tuples(
+    st.just("wait"), st.sampled_from((250, 3_000, 61_000, 1_000_000, 2**33)), st.just(0)
+)
 reloads = st.tuples(st.just("reload"), st.integers(0, 5), st.integers(0, 15))
 lives = st.lists(st.one_of(frames, frames, floods, waits, reloads), min_size=5, max_size=40)
 
@@ -54,37 +56,36 @@ def audit(feed: Feed) -> None:
     """Every book of the director, held against the rows of its table."""
     director = feed.rig.director
     ipvs, conns = director.ipvs, director.ipvs.conns
-    q, d, h, b = (conns.mem.cast(kind) for kind in "QIHB")
+    q, d = conns.mem.cast("Q"), conns.mem.cast("I")
+    h, b = conns.mem.cast("H"), conns.mem.cast("B")
     rows = list(conns.rows())
     assert conns.count == len(rows) <= CONN_MAX
     assert ipvs.timers.count == len(rows)
     active: dict[int, int] = {}
     inactive: dict[int, int] = {}
-    lports = 0
     for row in rows:
         assert ipvs.timers.scheduled(row)
-        flags, dest = h[row * 64 + c.H_FLAGS], d[row * 32 + c.D_DEST]
+        flags, dest_id = h[row * 64 + c.H_FLAGS], d[row * 32 + c.D_DEST]
         for direction in range(1 if flags & c.ONEWAY else 2):
             at = row * 16 + 4 * direction
             ports = d[row * 32 + c.D_PORTS + direction]
-            entry = conns.find(q[at], q[at + 1], q[at + 2], q[at + 3], ports, b[row * 128 + c.B_PROTO])
+            entry = conns.find(
+                q[at], q[at + 1], q[at + 2], q[at + 3], ports, b[row * 128 + c.B_PROTO]
+            )
             assert entry >> 1 == row
         counted = active if flags & c.ACTIVE else inactive
-        counted[dest] = counted.get(dest, 0) + 1
-        lports += b[row * 128 + c.B_FWDMODE] == 5
+        counted[dest_id] = counted.get(dest_id, 0) + 1
     for dest in ipvs.dests:
         if dest is not None:
             assert dest.actconns == active.pop(dest.id, 0)
             assert dest.inactconns == inactive.pop(dest.id, 0)
     assert active == inactive == {}
-    addresses = (("10.0.0.200", "10.0.0.11"), ("fd00::200", "fd00::11"))
-    assert len(ipvs.pools) <= 2 * len(addresses)
     # Every lport that is out belongs to a row: ending all conns gives every one of them back.
     for row in rows:
         ipvs.end(row)
     assert conns.count == ipvs.timers.count == 0
     ipvs.pools.sweep()
-    assert len(ipvs.pools) == 0, f"{lports} fnat conns ended, and a pool still holds ports"
+    assert len(ipvs.pools) == 0
 
 
 @given(taken=lives)

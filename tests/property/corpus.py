@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from dataclasses import dataclass, field
+from typing import Any
 
 from tunlb.testing import frames as f
 from tunlb.testing.flow import Rig, Sent, mac_of
@@ -23,7 +24,15 @@ VNET = 10
 
 #: Addresses that mean something: ours, dests, clients, and those that no wire may carry.
 ADDRESSES = (
-    *("10.0.0.254", "10.0.0.100", "10.0.0.200", "10.0.0.11", "10.0.0.50", "10.1.0.254", "192.0.2.7"),
+    *(
+        "10.0.0.254",
+        "10.0.0.100",
+        "10.0.0.200",
+        "10.0.0.11",
+        "10.0.0.50",
+        "10.1.0.254",
+        "192.0.2.7",
+    ),
     *("0.0.0.0", "127.0.0.1", "255.255.255.255", "224.0.0.1", "10.0.0.255", "169.254.0.1"),
 )
 ADDRESSES6 = (
@@ -35,11 +44,21 @@ LB, LB1 = mac_of(0).to_bytes(6, "big"), mac_of(1).to_bytes(6, "big")
 GATEWAY, CLIENT = "02:00:00:00:00:01", "02:00:00:00:00:50"
 DESTS = {"10.0.0.11": "02:00:00:00:00:11", "fd00::11": "02:00:00:00:06:11"}
 FAR_DESTS = {"10.1.0.11": "02:00:00:00:01:11"}
-STATIONS = {"10.0.0.1": GATEWAY, "fd00::1": GATEWAY, "10.0.0.50": CLIENT, "fd00::50": CLIENT, **DESTS}
+STATIONS = {
+    "10.0.0.1": GATEWAY,
+    "fd00::1": GATEWAY,
+    "10.0.0.50": CLIENT,
+    "fd00::50": CLIENT,
+    **DESTS,
+}
 
 
-def _service(name: str, proto: str, vaddr: str, vport: object, mode: str, daddr: str, dport: int | None) -> str:
-    laddr = ("fd00::200" if ":" in vaddr else "10.9.0.200" if vaddr.startswith("10.9") else "10.0.0.200")
+def _service(
+    name: str, proto: str, vaddr: str, vport: object, mode: str, daddr: str, dport: int | None
+) -> str:
+    laddr = (
+        "fd00::200" if ":" in vaddr else "10.9.0.200" if vaddr.startswith("10.9") else "10.0.0.200"
+    )
     laddrs = f',"laddrs":["{laddr}"]' if mode == "fnat" else ""
     port = f'"{vport}"' if isinstance(vport, str) else vport
     to = "" if dport is None else f',"dport":{dport}'
@@ -52,7 +71,8 @@ def _service(name: str, proto: str, vaddr: str, vport: object, mode: str, daddr:
 
 def _neigh(port: str, stations: dict[str, str]) -> str:
     return "\n".join(
-        f'{{"kind":"neigh","port":"{port}","addr":"{addr}","mac":"{mac}"}}' for addr, mac in stations.items()
+        f'{{"kind":"neigh","port":"{port}","addr":"{addr}","mac":"{mac}"}}'
+        for addr, mac in stations.items()
     )
 
 
@@ -110,7 +130,9 @@ def _reply(dest: str, to: str, mac: str, lb: bytes = LB, *, tun: bool = False) -
     return f.Flow(dest, to, client_mac=mac, server_mac=lb, tun=tun)
 
 
-def _tcp(port: str, there: f.Flow, back: f.Flow | None, back_port: str = "") -> list[tuple[str, bytes]]:
+def _tcp(
+    port: str, there: f.Flow, back: f.Flow | None, back_port: str = ""
+) -> list[tuple[str, bytes]]:
     """A conversation: handshake, plain, partial and GSO data both ways, end."""
     tun, gso = there.tun, f.GSO_TCPV6 if "[" in there.client else f.GSO_TCPV4
     found = [(port, f.vnet(there.syn()))]
@@ -123,7 +145,12 @@ def _tcp(port: str, there: f.Flow, back: f.Flow | None, back_port: str = "") -> 
         found += [
             (where, f.vnet(flow.ack())),
             (where, f.vnet(flow.data(b"odd"), needs_csum=True, tun=tun)),
-            (where, f.vnet(flow.data(bytes(3000)), needs_csum=True, gso_type=gso, gso_size=1200, tun=tun)),
+            (
+                where,
+                f.vnet(
+                    flow.data(bytes(3000)), needs_csum=True, gso_type=gso, gso_size=1200, tun=tun
+                ),
+            ),
             (where, f.vnet(flow.data(b"good", options=b"\2\4\5\xb4"), data_valid=True)),
         ]
     found.append((port, f.vnet(there.fin())))
@@ -135,7 +162,7 @@ def _tcp(port: str, there: f.Flow, back: f.Flow | None, back_port: str = "") -> 
 
 def _udp(port: str, there: f.Flow, back: f.Flow, back_port: str = "") -> list[tuple[str, bytes]]:
     tun = there.tun
-    gso = {"gso_type": f.GSO_UDP_L4, "gso_size": 1000}
+    gso: dict[str, Any] = {"gso_type": f.GSO_UDP_L4, "gso_size": 1000}
     found = []
     for flow, where in ((there, port), (back, back_port or port)):
         found += [
@@ -157,15 +184,42 @@ def _tap_frames() -> list[tuple[str, bytes]]:
     dest, dest6, far = DESTS["10.0.0.11"], DESTS["fd00::11"], FAR_DESTS["10.1.0.11"]
     client = "10.0.0.50:40000"
     found = [
-        *_tcp("lb0", _tap_flow(client, "10.0.0.100:80"), _reply("10.0.0.11:8080", "10.0.0.200:1025", dest)),
-        *_tcp("lb0", _tap_flow(client, "10.0.0.100:81"), _reply("10.1.0.11:8081", client, far, LB1), "lb1"),
+        *_tcp(
+            "lb0",
+            _tap_flow(client, "10.0.0.100:80"),
+            _reply("10.0.0.11:8080", "10.0.0.200:1025", dest),
+        ),
+        *_tcp(
+            "lb0",
+            _tap_flow(client, "10.0.0.100:81"),
+            _reply("10.1.0.11:8081", client, far, LB1),
+            "lb1",
+        ),
         *_tcp("lb0", _tap_flow(client, "10.0.0.100:82"), None),
-        *_tcp("lb0", _tap_flow("192.0.2.7:7", "10.0.0.100:95"), _reply("10.0.0.11:95", "192.0.2.7:7", dest)),
-        *_tcp("lb0", _tap_flow("[fd00::50]:7", "[fd00::100]:80"), _reply("[fd00::11]:8080", "[fd00::200]:1025", dest6)),
+        *_tcp(
+            "lb0",
+            _tap_flow("192.0.2.7:7", "10.0.0.100:95"),
+            _reply("10.0.0.11:95", "192.0.2.7:7", dest),
+        ),
+        *_tcp(
+            "lb0",
+            _tap_flow("[fd00::50]:7", "[fd00::100]:80"),
+            _reply("[fd00::11]:8080", "[fd00::200]:1025", dest6),
+        ),
         *_tcp("lb0", _tap_flow("[fd99::5]:7", "[fd00::100]:82"), None),
-        *_udp("lb0", _tap_flow(client, "10.0.0.100:53"), _reply("10.0.0.11:5353", "10.0.0.200:1025", dest)),
-        *_udp("lb0", _tap_flow(client, "10.0.0.101:7"), _reply("10.1.0.11:7", client, far, LB1), "lb1"),
-        *_udp("lb0", _tap_flow("[fd99::5]:7", "[fd00::100]:53"), _reply("[fd00::11]:5353", "[fd99::5]:7", dest6)),
+        *_udp(
+            "lb0",
+            _tap_flow(client, "10.0.0.100:53"),
+            _reply("10.0.0.11:5353", "10.0.0.200:1025", dest),
+        ),
+        *_udp(
+            "lb0", _tap_flow(client, "10.0.0.101:7"), _reply("10.1.0.11:7", client, far, LB1), "lb1"
+        ),
+        *_udp(
+            "lb0",
+            _tap_flow("[fd99::5]:7", "[fd00::100]:53"),
+            _reply("[fd00::11]:5353", "[fd99::5]:7", dest6),
+        ),
     ]
     said = f.ipv4("10.0.0.200", "10.0.0.11", f.tcp(1025, 8080, b"x" * 20))
     answered = f.ipv4("10.0.0.100", "10.0.0.50", f.udp(53, 40000, b"answer"))
@@ -184,8 +238,15 @@ def _tap_frames() -> list[tuple[str, bytes]]:
         f.ipv4("10.0.0.50", "10.0.0.100", f.tcp(40001, 80, b"late"), ttl=9),
         f.ipv4("10.0.0.50", "10.0.0.100", f.udp(5, 80, b"x"), mf=True),
         f.ipv4("10.0.0.50", "10.0.0.100", bytes(40), proto=47),
-        f.ipv6("fd00::50", "fd99::1", f.udp(1, 2, b"x"), extensions=((0, bytes(7)), (60, bytes(7)))),
-        f.ipv6("fd00::50", "fd00::100", f.tcp(9, 80, flags="S"), extensions=((44, b"\0\0\1" + bytes(4)),)),
+        f.ipv6(
+            "fd00::50", "fd99::1", f.udp(1, 2, b"x"), extensions=((0, bytes(7)), (60, bytes(7)))
+        ),
+        f.ipv6(
+            "fd00::50",
+            "fd00::100",
+            f.tcp(9, 80, flags="S"),
+            extensions=((44, b"\0\0\1" + bytes(4)),),
+        ),
         f.ipv6("fd00::50", "fd00::100", f.nd_ns("fd00::100", CLIENT), ttl=255),
         f.ipv6("fd00::50", "fd00::fe", f.nd_na("fd00::50", CLIENT), ttl=255),
         f.ipv4("10.0.0.50", "224.0.0.1", f.udp(1, 2)),
@@ -221,7 +282,13 @@ def _tun_frames() -> list[tuple[str, bytes]]:
     bare = [
         f.ipv4("192.0.2.7", "10.9.0.100", f.echo(1, 1)),
         f.ipv6("fd99::5", "fd00::100", f.echo(1, 1, v6=True)),
-        error("192.0.2.1", "10.9.0.100", 3, 1, f.ipv4("10.9.0.100", "192.0.2.7", f.tcp(80, 40000, b"12345678"))),
+        error(
+            "192.0.2.1",
+            "10.9.0.100",
+            3,
+            1,
+            f.ipv4("10.9.0.100", "192.0.2.7", f.tcp(80, 40000, b"12345678")),
+        ),
         f.ipv4("192.0.2.7", "198.51.100.1", f.udp(1, 2), ttl=1),
         f.ipv4("192.0.2.7", "198.51.100.1", f.udp(1, 2)),
     ]
@@ -245,7 +312,9 @@ def spoil(kind: Kind, frame: bytes, edits: list[Edit]) -> bytes:
         elif name == "set":
             data[where] = value % 256
         elif name == "word":
-            struct.pack_into("!H", data, where & ~1, value % 65536) if where + 1 < len(data) else None
+            struct.pack_into("!H", data, where & ~1, value % 65536) if where + 1 < len(
+                data
+            ) else None
         elif name == "cut":
             del data[where:]
         elif name == "grow":
@@ -278,7 +347,9 @@ def readdress(data: bytearray, tun: bool, target: bool, which: int) -> None:
     data[at : at + len(packed)] = packed
     seal(data, tun)
     l4 = l3 + (40 if version == 6 else (data[l3] & 15) * 4)
-    field = l4 + {f.TCP: 16, f.UDP: 6, f.ICMPV6: 2}.get(data[l3 + (6 if version == 6 else 9)], len(data))
+    field = l4 + {f.TCP: 16, f.UDP: 6, f.ICMPV6: 2}.get(
+        data[l3 + (6 if version == 6 else 9)], len(data)
+    )
     if field + 2 > len(data):
         return
     (value,) = struct.unpack_from("!H", data, field)

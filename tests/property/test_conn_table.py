@@ -33,10 +33,6 @@ class TableModel(RuleBasedStateMachine):
         self.loose: dict[int, tuple[list[Key], bool]] = {}
         self.generations: dict[int, int] = {}
 
-    def words(self, kind: str) -> memoryview:
-        view: memoryview = self.table.mem.cast(kind)
-        return view
-
     @rule(inbound=keys, outbound=keys, oneway=st.booleans())
     def alloc(self, inbound: Key, outbound: Key, oneway: bool) -> None:
         row = self.table.alloc()
@@ -46,7 +42,8 @@ class TableModel(RuleBasedStateMachine):
         assert 0 <= row < CONN_MAX
         assert row not in self.linked
         assert row not in self.loose
-        q, d, h, b = (self.words(kind) for kind in "QIHB")
+        mem = self.table.mem
+        q, d, h, b = mem.cast("Q"), mem.cast("I"), mem.cast("H"), mem.cast("B")
         generation = h[row * 64 + c.H_GENERATION]
         assert generation == (self.generations.get(row, 0) + 1) & 0xFFFF
         self.generations[row] = generation
@@ -72,7 +69,7 @@ class TableModel(RuleBasedStateMachine):
         linked = self.table.link(row)
         assert linked == (not taken & set(found))
         assert self.table.valid(row) == linked
-        flags = self.words("H")[row * 64 + c.H_FLAGS]
+        flags = self.table.mem.cast("H")[row * 64 + c.H_FLAGS]
         assert flags == (c.ONEWAY if oneway else 0) | (c.VALID if linked else 0)
         if linked:
             del self.loose[row]

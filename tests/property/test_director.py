@@ -1,4 +1,4 @@
-"""Whatever is read: no exception, every drop counted once, nothing sent outside the configuration."""
+"""Whatever is read: no exception, drops counted once, nothing sent outside the configuration."""
 
 from __future__ import annotations
 
@@ -78,11 +78,12 @@ class Watch:
         after = self.drops()
         risen = {k: n - before.get(k, 0) for k, n in after.items() if n != before.get(k, 0)}
         packet = self.feed.rig.director.packet
+        names = {int(reason): reason.name for reason in DropReason}
         if verdict != Verdict.DROP:
             assert risen == {}
             return
         assert packet.reason != 0
-        own = f"drop.{DropReason(packet.reason).name}"
+        own = f"drop.{names[packet.reason]}"
         assert risen.pop(own, 0) >= 1
         if packet.err_type < 0:
             assert risen == {}
@@ -122,7 +123,11 @@ class Watch:
             assert ether.dst in (self.macs | {BROADCAST} if arp.op == 1 else self.macs)
             return
         assert isinstance(ip, parser.Ip)
-        if isinstance(icmp, parser.Icmp) and icmp.target is not None and is_ours(self.feed.rig, ip.saddr):
+        if (
+            isinstance(icmp, parser.Icmp)
+            and icmp.target is not None
+            and is_ours(self.feed.rig, ip.saddr)
+        ):
             return  # a solicitation or an advertisement of ours; where to is its group or its asker
         if isinstance(ether, parser.Ether):
             assert ether.dst in self.macs

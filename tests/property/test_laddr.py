@@ -73,14 +73,12 @@ def test_victims_go_round(turns: list[int]) -> None:
     assert seen == [ports[i % len(ports)] for i in range(len(turns))]
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(0, 1)), max_size=30)
-)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(0, 1)), max_size=30))
 @settings(deadline=None)
 def test_workers_never_share_a_port(endpoints: list[tuple[int, int, int]]) -> None:
     """Pools are by endpoint; two workers with other residues never hand out the same port."""
     workers = [LportPools(2, residue) for residue in range(2)]
-    out: set[tuple[int, ...]] = set()
+    out: set[tuple[int, int, int, int, int, int]] = set()
     for laddr, daddr, dport in endpoints:
         key = (0, laddr, 0, daddr, dport << 8 | 6)
         for pools in workers:
@@ -89,7 +87,7 @@ def test_workers_never_share_a_port(endpoints: list[tuple[int, int, int]]) -> No
             out.add((*key, port))
     assert all(len(pools) == len(set(endpoints)) for pools in workers)
     for pools in workers:
-        for *key, port in out:
-            pools.give(*key, port)
+        for taken in out:
+            pools.give(*taken)
         pools.sweep()
         assert len(pools) == 0

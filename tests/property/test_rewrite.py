@@ -51,7 +51,7 @@ def make_conn(
     table = ConnTable(16, hash_secret(b"rewrite"))
     row = table.alloc()
     assert row == 0
-    q, d, h = (table.mem.cast(kind) for kind in "QIH")
+    q, d, h = table.mem.cast("Q"), table.mem.cast("I"), table.mem.cast("H")
     for direction, (src, dst) in enumerate((inbound, outbound)):
         for i, word in enumerate((*number(src[0]), *number(dst[0]))):
             q[direction * 4 + i] = word

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from typing import Any
 
 import pytest
 
@@ -26,18 +27,24 @@ def config(
     *,
     dests: dict[str, int] | None = None,
     services: int = 1,
-    extra: list[dict[str, object]] | None = None,
-    **service: object,
+    extra: list[dict[str, Any]] | None = None,
+    **service: Any,
 ) -> str:
     """One fnat service `web` with the dests (address: weight), or none; 10 s to drain."""
-    lines: list[dict[str, object]] = [
+    lines: list[dict[str, Any]] = [
         {"kind": "port", "name": "lb0", "addresses": ["10.0.0.254/24"]},
         *({"kind": "neigh", "port": "lb0", "addr": a, "mac": m} for a, m in DESTS.items()),
         {"kind": "neigh", "port": "lb0", "addr": "10.0.0.50", "mac": CLIENT},
         *(extra or []),
     ]
     if services:
-        given = {"fwdmode": "fnat", "scheduler": "rr", "laddrs": ["10.0.0.200"], "drain_s": 10, **service}
+        given = {
+            "fwdmode": "fnat",
+            "scheduler": "rr",
+            "laddrs": ["10.0.0.200"],
+            "drain_s": 10,
+            **service,
+        }
         lines.append({**GIVEN, **given})
         weights = {"10.0.0.11": 1, "10.0.0.12": 1} if dests is None else dests
         lines += [
@@ -116,7 +123,9 @@ def test_another_scheduler_takes_over() -> None:
     assert type(service.scheduler).__module__.endswith("wlc")
 
 
-@pytest.mark.parametrize("dests", [{"10.0.0.12": 1}, {"10.0.0.11": 0, "10.0.0.12": 1}], ids=["removed", "quiescent"])
+@pytest.mark.parametrize(
+    "dests", [{"10.0.0.12": 1}, {"10.0.0.11": 0, "10.0.0.12": 1}], ids=["removed", "quiescent"]
+)
 def test_a_dest_drains(dests: dict[str, int]) -> None:
     """No new conns at once; the old ones live until drain_s is over."""
     rig = Rig(config())
@@ -162,7 +171,7 @@ def test_a_service_that_is_gone_drains_with_its_addresses() -> None:
     ids=["laddr", "vaddr"],
 )
 def test_an_address_that_is_replaced_is_answered_for_until_its_conns_are_drained(
-    changed: dict[str, object], old: str
+    changed: dict[str, Any], old: str
 ) -> None:
     rig = Rig(config())
     assert dest_of(rig, flow(1).syn()) == "10.0.0.11"
@@ -178,7 +187,12 @@ def test_drained_dests_are_forgotten_and_their_rows_used_again() -> None:
     assert dest_of(rig, flow(1).syn()) == "10.0.0.11"
     rig.reload(config(dests={"10.0.0.12": 1}))
     rig.advance(100_000)
-    assert rig.director.statistics() == {"conns": 0, "conn_max": 1024, "neighs": 3, "lport_pools": 0}
+    assert rig.director.statistics() == {
+        "conns": 0,
+        "conn_max": 1024,
+        "neighs": 3,
+        "lport_pools": 0,
+    }
     rig.reload(config(dests={"10.0.0.12": 1, "10.0.0.11": 1}))
     (service,) = rig.director.services()
     assert sorted(dest.id for dest in service.dests) == [0, 1]
@@ -194,7 +208,7 @@ def test_neighbours_that_are_forgotten_are_not_counted() -> None:
 
 
 def test_vlans_come_and_go_with_a_reload() -> None:
-    port: dict[str, object] = {"kind": "port", "name": "lb1", "addresses": ["10.1.0.254/24"]}
+    port: dict[str, Any] = {"kind": "port", "name": "lb1", "addresses": ["10.1.0.254/24"]}
     vlan = {**port, "vlans": [{"id": 10, "addresses": ["10.10.0.254/24"]}]}
     rig = Rig(config(extra=[port]))
     mac = mac_of(1).to_bytes(6, "big")
@@ -212,7 +226,12 @@ def test_vlans_come_and_go_with_a_reload() -> None:
 
 def test_static_neighbours_follow_the_configuration() -> None:
     rig = Rig(config())
-    line = {"kind": "neigh", "port": "lb0", "addr": "10.0.0.77", "mac": "02:00:00:00:00:77"}
+    line: dict[str, Any] = {
+        "kind": "neigh",
+        "port": "lb0",
+        "addr": "10.0.0.77",
+        "mac": "02:00:00:00:00:77",
+    }
     frame = f.vnet(f.eth(OUR_MAC, CLIENT, payload=f.ipv4("10.0.0.50", "10.0.0.77", f.udp(1, 2))))
     rig.reload(config(extra=[line]))
     verdict, (sent,) = rig.receive("lb0", frame)
@@ -250,5 +269,7 @@ def test_two_directors_with_one_seed_pick_alike() -> None:
         for dests in ({"10.0.0.11": 1, "10.0.0.12": 1}, {"10.0.0.12": 1, "10.0.0.11": 1})
     )
     for last in range(1, 9):
-        syn = f.eth(OUR_MAC, CLIENT, payload=f.ipv4(f"10.0.0.{last}", "10.0.0.100", f.tcp(1, 80, flags="S")))
+        syn = f.eth(
+            OUR_MAC, CLIENT, payload=f.ipv4(f"10.0.0.{last}", "10.0.0.100", f.tcp(1, 80, flags="S"))
+        )
         assert dest_of(one, syn) == dest_of(other, syn) is not None

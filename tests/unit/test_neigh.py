@@ -6,7 +6,18 @@ import pytest
 
 from tunlb import neigh as n
 from tunlb.counters import Counters, DropReason, Event
-from tunlb.neigh import DELAY, NEIGH_MAX, NOARP, NONE, PROBE, QUEUE_MAX, REACHABLE, SEND, NeighEntry, NeighTable
+from tunlb.neigh import (
+    DELAY,
+    NEIGH_MAX,
+    NOARP,
+    NONE,
+    PROBE,
+    QUEUE_MAX,
+    REACHABLE,
+    SEND,
+    NeighEntry,
+    NeighTable,
+)
 from tunlb.netif import ADDRESS, Addresses, Netif
 from tunlb.outbox import Outbox
 from tunlb.packet import Packet
@@ -103,7 +114,14 @@ TABLE = {
     n.MBUF_REF: (NONE, SEND, REACHABLE, PROBE, DELAY),
     n.TIMEOUT: (NONE, NONE, PROBE, NONE, NONE),
 }
-EVENTS = {n.SEND_ARP: "send", n.RECV_ARP: "recv", n.ACK_CONFIRM: "ack", n.MBUF_REF: "ref", n.TIMEOUT: "timeout"}
+EVENTS = {
+    n.SEND_ARP: "send",
+    n.RECV_ARP: "recv",
+    n.ACK_CONFIRM: "ack",
+    n.MBUF_REF: "ref",
+    n.TIMEOUT: "timeout",
+}
+
 
 def cells(*left_out: tuple[int, int]) -> pytest.MarkDecorator:
     found = [(event, state) for event in TABLE for state in range(5)]
@@ -151,10 +169,14 @@ def test_an_unknown_neighbour_is_asked_for_and_its_packets_wait(room: Room) -> N
     assert verdict == 2
     assert entry.state == SEND
     (request,) = room.sent()
-    k.check(request, k.ether(dst="ff:ff:ff:ff:ff:ff"), k.arp(op=1, spa="10.0.0.254", tpa="10.0.0.11"))
+    k.check(
+        request, k.ether(dst="ff:ff:ff:ff:ff:ff"), k.arp(op=1, spa="10.0.0.254", tpa="10.0.0.11")
+    )
     assert room.reply() == 2
     (released,) = room.sent()
-    k.check(released, k.ether(dst="02:00:00:00:00:11", src="02:00:00:00:00:01"), k.ip(daddr="10.0.0.11"))
+    k.check(
+        released, k.ether(dst="02:00:00:00:00:11", src="02:00:00:00:00:01"), k.ip(daddr="10.0.0.11")
+    )
     verdict, pkt = room.output(entry)
     assert verdict == 1
     assert pkt.oif is PORT
@@ -267,7 +289,17 @@ def test_the_same_claim_again_needs_no_question(room: Room) -> None:
         f.arp(1, MAC, "10.0.0.11", tpa="10.0.0.254", hlen=8),
         f.arp(1, MAC, "10.0.0.11", tpa="10.0.0.254")[:41],
     ],
-    ids=["ours", "ours gratuitous", "group", "broadcast", "zero", "operation", "hardware", "hlen", "short"],
+    ids=[
+        "ours",
+        "ours gratuitous",
+        "group",
+        "broadcast",
+        "zero",
+        "operation",
+        "hardware",
+        "hlen",
+        "short",
+    ],
 )
 def test_arp_that_is_dropped(room: Room, frame: bytes) -> None:
     entry = room.entry()
@@ -293,7 +325,13 @@ def test_a_request_for_an_address_of_this_port_is_answered(room: Room) -> None:
     k.check(
         reply,
         k.ether(dst="02:00:00:00:00:11", src="02:00:00:00:00:01"),
-        k.arp(op=2, spa="10.0.0.254", tpa="10.0.0.11", sha="02:00:00:00:00:01", tha="02:00:00:00:00:11"),
+        k.arp(
+            op=2,
+            spa="10.0.0.254",
+            tpa="10.0.0.11",
+            sha="02:00:00:00:00:01",
+            tha="02:00:00:00:00:11",
+        ),
     )
 
 
@@ -321,7 +359,9 @@ def test_nd_asks_learns_and_releases(room: Room) -> None:
         f.ipv6("fd00::11", "fd00::fe", f.nd_na("fd00::fe", MAC), ttl=255),
         f.ipv6("fd00::11", "fd00::fe", f.nd_na("fd00::11", "33:33:00:00:00:01"), ttl=255),
         f.ipv6("fd00::fe", "fd00::fe", f.nd_ns("fd00::fe", MAC), ttl=255),
-        f.ipv6("fd00::11", "fd00::fe", f.icmp(136, 0, 0x60000000, V6[0].to_bytes(8, "big")), ttl=255),
+        f.ipv6(
+            "fd00::11", "fd00::fe", f.icmp(136, 0, 0x60000000, V6[0].to_bytes(8, "big")), ttl=255
+        ),
     ],
     ids=["hop limit", "checksum", "solicited to all", "ours", "group", "from ours", "short"],
 )

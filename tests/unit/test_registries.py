@@ -1,17 +1,17 @@
-"""What the configuration may name is what there is, each documented, each numbered as in the field."""
+"""What the configuration may name is what there is, each numbered as in the field."""
 
 from __future__ import annotations
 
 import pytest
 
 from tunlb.conf import FWDMODES, PROTOS, SCHEDULERS
+from tunlb.conf.schema import PROFILES
 from tunlb.ipvs import dest, sched, xmit
 from tunlb.ipvs.laddr import LportPools
 from tunlb.ipvs.mode import Mode
 from tunlb.ipvs.proto import tcp, udp
 from tunlb.ipvs.protocol import CLOSING, ESTABLISHED, HALF_OPEN, IDLE
 from tunlb.ipvs.timeouts import SLOTS
-from tunlb.conf.schema import PROFILES
 
 
 def test_schedulers_of_the_configuration_are_those_there_are() -> None:
@@ -57,7 +57,9 @@ def test_every_state_has_a_kind_and_a_timeout_in_every_profile(room) -> None:
     for profile in PROFILES.values():
         timeouts = protocol.timeouts({name: round(s * 1000) for name, s in profile.items()})
         for state, name in enumerate(protocol.states):
-            assert timeouts.of(state) == round(profile[f"{protocol.name}_{name.lower()}"] * 1000) > 0
+            assert (
+                timeouts.of(state) == round(profile[f"{protocol.name}_{name.lower()}"] * 1000) > 0
+            )
             assert protocol.kind(state) in (HALF_OPEN, CLOSING, IDLE, ESTABLISHED)
 
 

@@ -33,7 +33,16 @@ def make(*networks: str) -> tuple[RouteTable, dict[str, Route]]:
     return table, routes
 
 
-ALL = ("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "::/0", "fd00::/8", "fd00::/64", "fd00::1/128")
+ALL = (
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.1.0.0/16",
+    "10.1.2.3/32",
+    "::/0",
+    "fd00::/8",
+    "fd00::/64",
+    "fd00::1/128",
+)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +94,9 @@ v6 = st.tuples(bits, bits, bits, bits).map(
     lambda w: ipaddress.IPv6Address(w[0] << 96 | w[1] << 64 | w[2] << 32 | w[3])
 )
 v4_networks = st.tuples(v4, st.integers(0, 32)).map(lambda n: ipaddress.ip_network(n, strict=False))
-v6_networks = st.tuples(v6, st.integers(0, 128)).map(lambda n: ipaddress.ip_network(n, strict=False))
+v6_networks = st.tuples(v6, st.integers(0, 128)).map(
+    lambda n: ipaddress.ip_network(n, strict=False)
+)
 
 
 def is_mapped(address: Address) -> bool:
@@ -94,7 +105,9 @@ def is_mapped(address: Address) -> bool:
 
 @given(
     networks=st.lists(st.one_of(v4_networks, v6_networks), max_size=12),
-    addresses=st.lists(st.one_of(v4, v6).filter(lambda a: not is_mapped(a)), min_size=1, max_size=8),
+    addresses=st.lists(
+        st.one_of(v4, v6).filter(lambda a: not is_mapped(a)), min_size=1, max_size=8
+    ),
 )
 def test_lookup_is_the_brute_force(networks: list[Network], addresses: list[Address]) -> None:
     # The mapped block means IPv4 inside tunlb, so an IPv6 route into it is another table's.

@@ -36,7 +36,7 @@ FIELDS = [
 
 
 def fill(table: ConnTable, row: int, inbound: tuple[int, ...], outbound: tuple[int, ...]) -> None:
-    q, d, b = (table.mem.cast(kind) for kind in "QIB")
+    q, d, b = table.mem.cast("Q"), table.mem.cast("I"), table.mem.cast("B")
     for direction, (saddr, daddr, ports) in enumerate((inbound, outbound)):
         q[row * 16 + direction * 4 + 1] = saddr
         q[row * 16 + direction * 4 + 3] = daddr

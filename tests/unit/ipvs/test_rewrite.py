@@ -33,7 +33,7 @@ def make_service(laddrs: tuple[tuple[int, int], ...] = LADDRS) -> Service:
 def born(table: ConnTable) -> int:
     """A row whose INBOUND key is in place."""
     row: int = table.alloc()
-    q, d, b = (table.mem.cast(kind) for kind in "QIB")
+    q, d, b = table.mem.cast("Q"), table.mem.cast("I"), table.mem.cast("B")
     q[row * 16 + 1], q[row * 16 + 3] = CLIENT, VIP
     d[row * 32 + c.D_PORTS] = CPORT << 16 | VPORT
     b[row * 128 + c.B_PROTO] = 6

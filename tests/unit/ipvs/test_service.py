@@ -18,7 +18,9 @@ VIP = (0, 0xFFFF_0A00_0064)
 VIP6 = (0xFD << 120 >> 64, 0x100)
 
 
-def make(name: str, first: int, last: int, proto: int = TCP, vaddr: tuple[int, int] = VIP) -> Service:
+def make(
+    name: str, first: int, last: int, proto: int = TCP, vaddr: tuple[int, int] = VIP
+) -> Service:
     af = 4 if vaddr[0] == 0 else 6
     return Service(name, af, proto, vaddr, first, last, find("rr")(1), Timeouts({}))
 
@@ -119,7 +121,12 @@ def dest() -> Callable[..., Dest]:
     ids=["no limit", "quiescent", "below max_conn", "at max_conn", "removed"],
 )
 def test_a_dest_may_take_a_conn(
-    dest: Callable[..., Dest], weight: int, max_conn: int, conns: int, available: bool, expected: bool
+    dest: Callable[..., Dest],
+    weight: int,
+    max_conn: int,
+    conns: int,
+    available: bool,
+    expected: bool,
 ) -> None:
     found = dest(weight=weight, max_conn=max_conn)
     found.actconns, found.inactconns = conns // 2, conns - conns // 2

@@ -21,7 +21,9 @@ def load(packet: bytes) -> Packet:
     return pkt
 
 
-def v4(ttl: int = 63, *, ident: int = 7, seq: int = 1, data: bytes = b"x", saddr: str = "10.0.0.1") -> bytes:
+def v4(
+    ttl: int = 63, *, ident: int = 7, seq: int = 1, data: bytes = b"x", saddr: str = "10.0.0.1"
+) -> bytes:
     return f.ipv4(saddr, "10.0.0.11", f.tcp(1, 2, data, seq=seq), ttl=ttl, ident=ident)
 
 
@@ -43,11 +45,23 @@ def v6(ttl: int = 63, *, seq: int = 1, daddr: str = "fd00::11") -> bytes:
         (v4(), v4(62, saddr="10.0.0.2"), False),
         (v6(), v6(62, seq=2), False),
         (v6(), v6(62, daddr="fd00::12"), False),
-        (f.ipv4("10.0.0.1", "10.0.0.2", b"abc", ttl=2), f.ipv4("10.0.0.1", "10.0.0.2", b"abc", ttl=1), True),
+        (
+            f.ipv4("10.0.0.1", "10.0.0.2", b"abc", ttl=2),
+            f.ipv4("10.0.0.1", "10.0.0.2", b"abc", ttl=1),
+            True,
+        ),
         (v4(1), v4(255), False),
     ],
     ids=[
-        *("one hop more", "v6", "a retransmission", "from the sender again", "two hops", "id", "seq"),
+        *(
+            "one hop more",
+            "v6",
+            "a retransmission",
+            "from the sender again",
+            "two hops",
+            "id",
+            "seq",
+        ),
         *("length", "saddr", "v6 seq", "v6 daddr", "shorter than a header", "no wrap of the TTL"),
     ],
 )
@@ -57,7 +71,9 @@ def test_what_counts_as_seen(wrote: bytes, read: bytes, expected: bool) -> None:
     assert guard.seen(load(read), NOW + 1) is expected
 
 
-@pytest.mark.parametrize(("later", "expected"), [(0, True), (WINDOW_MS, True), (WINDOW_MS + 1, False)])
+@pytest.mark.parametrize(
+    ("later", "expected"), [(0, True), (WINDOW_MS, True), (WINDOW_MS + 1, False)]
+)
 def test_the_window(later: int, expected: bool) -> None:
     guard = LoopGuard()
     guard.wrote(load(v4()), NOW)
