@@ -39,7 +39,7 @@ class DropReason(_Sentence):
     VLAN_STACK = 5, "More than one VLAN tag."
     OWN_MAC = (
         6,
-        "Our own frame came back: its source is one of our MAC addresses (routing loop, layer a).",
+        "Our own frame came back: its source is the port's MAC address (routing loop, layer a).",
     )
     LOOP = (
         7,

@@ -123,9 +123,8 @@ class Director:
     # -- configuration
 
     def start(self, now: int) -> None:
-        """Apply the configuration that the director was made with and announce our addresses."""
+        """Apply the configuration that the director was made with."""
         self.apply(self.config, now)
-        self.announce(now)
 
     def announce(self, now: int) -> None:
         """Tell every neighbour that our addresses are here: at the start, at a takeover, when a
@@ -158,6 +157,8 @@ class Director:
                     addresses.add(netif, interface.version, hi, lo, ADDRESS)
                     length = interface.network.prefixlen + (96 if interface.version == 4 else 0)
                     routes.add(hi, lo, length, Route(netif))
+                    if interface.version == 4 and length < 127:
+                        routes.add_broadcast(pair(interface.network.broadcast_address)[1])
                     prefixes.append((length, hi, lo, netif))
         for line in self.config.routes:
             hi, lo = pair(line.dst.network_address)
@@ -171,6 +172,8 @@ class Director:
                 netif_of = self._owner(prefixes, hi, lo)
                 if netif_of is not None:
                     addresses.add(netif_of, address.version, hi, lo, kind)
+        if any(not self.ip.addresses.is_local(hi, lo) for _, hi, lo, _ in addresses.items()):
+            self.announce(now)
         self.ip.addresses = addresses
         self.ip.routes = routes
         self.icmp.addresses = addresses

@@ -11,5 +11,7 @@ cdef class Route:
 cdef class RouteTable:
     cdef dict _by_length
     cdef list _lengths
+    cdef set _broadcasts
 
+    cpdef bint is_broadcast(self, unsigned long long lo) except -1
     cpdef Route lookup(self, unsigned long long hi, unsigned long long lo)

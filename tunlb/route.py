@@ -33,12 +33,21 @@ class RouteTable:
     def __init__(self) -> None:
         self._by_length: dict[int, dict[tuple[int, int], Route]] = {}
         self._lengths: list[int] = []
+        self._broadcasts: set[int] = set()
 
     def add(self, hi: int, lo: int, length: int, route: Route) -> None:
         """Add or replace; ``length`` counts from the left of the 128 bits."""
         network = (hi << 64 | lo) >> (128 - length) << (128 - length)
         self._by_length.setdefault(length, {})[network >> 64, network & 0xFFFFFFFFFFFFFFFF] = route
         self._lengths = sorted(self._by_length, reverse=True)
+
+    def add_broadcast(self, lo: int) -> None:
+        """The directed broadcast address of a connected IPv4 subnet (its low half)."""
+        self._broadcasts.add(lo)
+
+    def is_broadcast(self, lo: cython.ulonglong) -> cython.bint:
+        """A directed broadcast is not forwarded (RFC 2644)."""
+        return lo in self._broadcasts
 
     def lookup(self, hi: cython.ulonglong, lo: cython.ulonglong) -> Route | None:
         """The route of the longest matching prefix, or None."""

@@ -91,6 +91,8 @@ TAP_CONFIG = "\n".join(
         _service("nat", "tcp", "10.0.0.100", 81, "nat", "10.1.0.11", 8081),
         _service("dr", "tcp", "10.0.0.100", 82, "dr", "10.0.0.11", 82),
         _service("range", "tcp", "10.0.0.100", "90-99", "nat", "10.0.0.11", None),
+        # Behind it stands the same dest, where a client's port can be in use for `range` already.
+        _service("twin", "tcp", "10.0.0.102", 95, "nat", "10.0.0.11", 95),
         _service("udp", "udp", "10.0.0.100", 53, "fnat", "10.0.0.11", 5353),
         _service("any", "udp", "10.0.0.101", 0, "nat", "10.1.0.11", None),
         _service("fnat6", "tcp", "fd00::100", 80, "fnat", "fd00::11", 8080),
@@ -252,6 +254,7 @@ def _tap_frames() -> list[tuple[str, bytes]]:
         f.ipv4("10.0.0.50", "224.0.0.1", f.udp(1, 2)),
     ]
     found += [("lb0", f.vnet(f.eth(LB, CLIENT, payload=packet))) for packet in bare]
+    found.append(("lb0", f.vnet(_tap_flow("192.0.2.7:7", "10.0.0.102:95").syn())))
     own = f.vnet(f.eth(LB, LB, payload=bare[4]))
     tagged = f.eth(LB, CLIENT, payload=f.ipv4("10.10.0.5", "10.0.0.50", f.udp(1, 2, b"x")), vlan=10)
     tagged_vip = _tap_flow("10.10.0.5:1", "10.0.0.100:80", vlan=10)

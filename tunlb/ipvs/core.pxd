@@ -59,8 +59,8 @@ cdef class Ipvs:
     cdef bint _evict(self, long long now) except -1
 
 cdef class Defence(Hook):
-    cpdef int run(self, Packet pkt, long long now) except -1
+    cpdef int run(self, Packet pkt, long long now) except? -1
 
 cdef class IpvsIn(Hook):
     cdef public Ipvs ipvs
-    cpdef int run(self, Packet pkt, long long now) except -1
+    cpdef int run(self, Packet pkt, long long now) except? -1

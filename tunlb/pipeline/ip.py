@@ -187,7 +187,7 @@ class Ip:
 
     def forward(self, pkt: Packet, now: cython.longlong) -> cython.int:
         """Route a packet that no service took; the TTL goes down (loop protection, layer b)."""
-        if is_link_local(pkt):
+        if is_link_local(pkt) or (pkt.daddr_hi == 0 and self.routes.is_broadcast(pkt.daddr)):
             return pkt.drop(_NOT_FORWARDED)
         if pkt.ttl <= 1:
             return icmp.refuse(pkt, _TTL_EXCEEDED, _ERR_TTL, 0)

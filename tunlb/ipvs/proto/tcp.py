@@ -6,10 +6,10 @@ flag only, in the order RST, SYN, FIN, ACK; a segment without any closes. INPUT 
 send, OUTPUT what dests send; INPUT-ONLY is for DR, where replies do not pass and the client's ACK
 is all the proof of a handshake there is.
 
-The states are those of the dest's side: SYN_RECV while only the client's SYN was seen, ESTABLISHED
-after the SYN-ACK, FIN_WAIT when the dest closed first, CLOSE_WAIT when the client did, TIME_WAIT
-once both have. A lost or reordered segment may leave a conn in a state for too long, never in a
-wrong service: states decide timeouts and who is evicted, not where packets go.
+The states are those of the dest's side: SYN_RECV until the client's ACK proves the handshake,
+ESTABLISHED from then on, FIN_WAIT when the dest closed first, CLOSE_WAIT when the client did,
+TIME_WAIT once both have. A lost or reordered segment may leave a conn in a state for too long,
+never in a wrong service: states decide timeouts and who is evicted, not where packets go.
 """
 
 from __future__ import annotations
