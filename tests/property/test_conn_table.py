@@ -14,7 +14,7 @@ Key = tuple[int, int, int, int, int, int]  # saddr_hi, saddr, daddr_hi, daddr, p
 CONN_MAX = 12
 MAPPED = 0xFFFF_0000_0000
 
-# One key, and its neighbours that differ from it in a single word: taken twice, and easily mistaken.
+# One key, and its neighbours that differ from it in one word: often taken, easily mistaken.
 BASE: Key = (0, MAPPED | 1, 0, MAPPED | 2, 40000 << 16 | 80, 6)
 OTHER: Key = (1 << 32, MAPPED | 2, 1, MAPPED | 1, 80 << 16 | 40000, 17)
 keys = st.sampled_from(
