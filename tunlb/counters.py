@@ -1,9 +1,9 @@
 """Drop reasons, event counters and the buffer that holds them.
 
-Every frame that tunlb does not forward ends in exactly one :class:`DropReason`; everything else
-worth counting is an :class:`Event`. Both are rows of one array of unsigned 64-bit integers over a
-buffer that the caller gives, so that a supervisor that shares the buffer reads them without
-stopping a worker.
+Every frame that tunlb does not forward ends in one :class:`DropReason` (an answer of ours that is
+withheld has one of its own); everything else worth counting is an :class:`Event`. Both are rows of
+one array of unsigned 64-bit integers over a buffer that the caller gives, so that a supervisor that
+shares the buffer reads them without stopping a worker.
 """
 
 from __future__ import annotations

@@ -4,26 +4,51 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import orjson
 import structlog
 
+from tunlb.conf import Tunlb
+
 Logger = structlog.stdlib.BoundLogger
 
 
-def _json(_: object, __: str, event: dict[str, Any]) -> str:
+class LogSettings:
+    """What a reload may change while loggers are in use: the level, and the director's name.
+
+    TUNLB_LOG_LEVEL goes before the configuration.
+    """
+
+    def __init__(self, tunlb: Tunlb, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.apply(tunlb)
+
+    def apply(self, tunlb: Tunlb) -> None:
+        level = self._environ.get("TUNLB_LOG_LEVEL") or tunlb.log_level
+        self._threshold = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+        self._name = tunlb.name
+
+    def __call__(
+        self, _: object, method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        if logging.getLevelNamesMapping()[method.upper()] < self._threshold:
+            raise structlog.DropEvent
+        event["director"] = self._name
+        return event
+
+
+def _json(_: object, __: str, event: MutableMapping[str, Any]) -> str:
     return orjson.dumps(event, default=str).decode()
 
 
-def make_logger(level: str, environ: Mapping[str, str]) -> Logger:
-    """A logger; TUNLB_LOG_LEVEL and TUNLB_LOG_FORMAT (json, console, auto) go before ``level``."""
-    level = environ.get("TUNLB_LOG_LEVEL") or level
+def make_logger(settings: LogSettings, environ: Mapping[str, str]) -> Logger:
+    """A logger in the format of TUNLB_LOG_FORMAT: json, console, or auto."""
     wanted = environ.get("TUNLB_LOG_FORMAT") or "auto"
     console = wanted == "console" or (wanted == "auto" and sys.stderr.isatty())
-    threshold = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     processors: list[Any] = [
+        settings,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -32,6 +57,6 @@ def make_logger(level: str, environ: Mapping[str, str]) -> Logger:
     logger: Logger = structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
     )
     return logger

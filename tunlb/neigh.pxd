@@ -28,7 +28,6 @@ cdef class NeighTable(Wheel):
 
     cpdef int resolve(self, Netif netif, unsigned long long hi, unsigned long long lo, long long now) except -1
     cpdef int output(self, Packet pkt, long long now) except -1
-    cpdef confirm(self, int index, long long now)
     cdef int _queue(self, NeighEntry entry, Packet pkt, long long now) except -1
     cdef _request(self, NeighEntry entry, long long now)
     cpdef long long fire(self, int index, long long now) except? -1

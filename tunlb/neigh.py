@@ -189,13 +189,6 @@ class NeighTable(Wheel):
         ether.push(pkt, entry.prefix)
         return 1
 
-    def confirm(self, index: cython.int, now: cython.longlong) -> None:
-        """Traffic proved that this neighbour lives (an ACK came back); the timer looks at it when
-        it fires.
-        """
-        entry: NeighEntry = self.entries[index]
-        entry.confirmed = now
-
     def _queue(self, entry: NeighEntry, pkt: Packet, now: cython.longlong) -> cython.int:
         if len(entry.queue) >= QUEUE_MAX:
             return pkt.drop(_QUEUE_FULL)

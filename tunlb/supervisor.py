@@ -22,15 +22,15 @@ from pathlib import Path
 
 import tunlb
 from tunlb import links
-from tunlb.conf import Config, ConfigError, diff, live, load
+from tunlb.conf import Config, ConfigError, IPAddress, diff, live, load
 from tunlb.conf import Hook as HookConf
 from tunlb.conf import Port as PortConf
 from tunlb.counters import SIZE as COUNTERS_SIZE
 from tunlb.counters import Counters
-from tunlb.director import Director
+from tunlb.director import Director, owned
 from tunlb.hook import Hook, Point
 from tunlb.ipvs.conn import ROW_SIZE, ConnTable, hash_secret
-from tunlb.log import Logger
+from tunlb.log import Logger, LogSettings
 from tunlb.loop import Worker, monotonic_ms
 from tunlb.netif import Netif
 from tunlb.tap import Device, DeviceError, Port, open_device
@@ -70,6 +70,11 @@ def load_hook(line: HookConf) -> Hook:
     return hook
 
 
+def service_addresses(config: Config) -> frozenset[IPAddress]:
+    """Every VIP and laddr."""
+    return frozenset(address for service in config.services for _, address in owned(service))
+
+
 class HookErrors:
     """One log line a second at most for each hook that raises."""
 
@@ -88,8 +93,17 @@ class HookErrors:
 class Supervisor:
     """One run of tunlb with one configuration file."""
 
-    def __init__(self, path: Path, config: Config, log: Logger, *, force: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        settings: LogSettings,
+        log: Logger,
+        *,
+        force: bool = False,
+    ) -> None:
         self.path = path
+        self._settings = settings
         self.config = config
         self.log = log
         self.force = force or config.tunlb.force
@@ -103,6 +117,7 @@ class Supervisor:
         self._reload_wanted = asyncio.Event()
         self._stopping = False
         self._loop_problems: set[str] = set()
+        self._draining: list[tuple[float, frozenset[IPAddress]]] = []
 
     # -- start
 
@@ -178,11 +193,13 @@ class Supervisor:
         )
         return int.from_bytes(blake2b(material, digest_size=8, person=b"tunlb").digest(), "big")
 
-    def _install_routes(self, config: Config) -> None:
-        """VIPs and laddrs that no TAP's subnet holds are routed into the TUN."""
+    def _install_routes(self, config: Config) -> links.Setup | None:
+        """Route into the TUN what no TAP's subnet holds: addresses of ``config``, of the running
+        configuration, and of services that still drain.
+        """
         tun = next((line for line in config.ports if line.type == "tun"), None)
         if tun is None:
-            return
+            return None
         on_link = [
             interface.network
             for line in config.ports
@@ -190,18 +207,26 @@ class Supervisor:
             for _, interfaces in line.subports()
             for interface in interfaces
         ]
-        services = config.services
-        vips = {s.vaddr for s in services if not any(s.vaddr in network for network in on_link)}
-        vips |= {interface.ip for interface in tun.addresses}
-        laddrs = {
-            a
-            for s in services
-            for a in s.laddrs_expanded
-            if not any(a in network for network in on_link)
-        }
+        now = time.monotonic()
+        self._draining = [(until, gone) for until, gone in self._draining if until > now]
+        wanted = service_addresses(config) | service_addresses(self.config)
+        wanted = wanted.union(*(gone for _, gone in self._draining))
+        routed = {a for a in wanted if not any(a in network for network in on_link)}
+        routed |= {interface.ip for interface in tun.addresses}
         with self._setup:
-            if not self._closed:
-                self._changed(links.install_tun_routes(tun.name, vips, laddrs))
+            if self._closed:
+                return None
+            setup = links.install_tun_routes(tun.name, routed, ())
+            self._changed(setup)
+            return setup
+
+    def _drain_routes(self, old: Config, new: Config) -> None:
+        """Keep the routes of what a reload removed until its conns are drained."""
+        gone = service_addresses(old) - service_addresses(new)
+        if gone:
+            drain_s = max(service.drain_s for service in old.services)
+            self._draining.append((time.monotonic() + drain_s, gone))
+            asyncio.get_running_loop().call_later(drain_s + 1, self._recheck)
 
     def _refuse_loops(self, config: Config) -> None:
         """Loop protection, layer (d): ask the kernel where our packets would go."""
@@ -313,22 +338,27 @@ class Supervisor:
                 difference = diff(self.config, config)
                 config = live(self.config, config)
                 await asyncio.to_thread(self._admit, config)
-            except (ConfigError, DeviceError, StartError) as error:
-                problems = (
-                    [str(p) for p in error.problems]
-                    if isinstance(error, ConfigError)
-                    else [str(error)]
-                )
-                self.log.error("reload_refused", config=str(self.path), problems=problems)
+            except ConfigError as error:
+                self._refuse_reload([str(problem) for problem in error.problems])
+                continue
+            # Netlink and the file system have errors of many types, and none may end this task:
+            # the running configuration goes on and the next SIGHUP is heard.
+            except Exception as error:
+                self._refuse_reload([str(error) or type(error).__name__])
                 continue
             director.apply(config, monotonic_ms())
+            self._drain_routes(self.config, config)
             self.config = config
+            self._settings.apply(config.tunlb)
             self.log.info(
                 "reloaded",
                 config=str(self.path),
                 services=len(config.services),
                 needs_restart=list(difference.restart_keys),
             )
+
+    def _refuse_reload(self, problems: list[str]) -> None:
+        self.log.error("reload_refused", config=str(self.path), problems=problems)
 
     def _admit(self, config: Config) -> None:
         self._install_routes(config)
@@ -366,12 +396,14 @@ class Supervisor:
         self._loop_problems = problems
 
 
-def main(path: Path, config: Config, log: Logger, *, force: bool = False) -> int:
+def main(
+    path: Path, config: Config, settings: LogSettings, log: Logger, *, force: bool = False
+) -> int:
     """Run tunlb; raises DeviceError or StartError when it cannot start."""
     import uvloop
 
     async def run() -> int:
-        supervisor = Supervisor(path, config, log, force=force)
+        supervisor = Supervisor(path, config, settings, log, force=force)
         try:
             director = await asyncio.to_thread(supervisor.prepare)
         except BaseException:

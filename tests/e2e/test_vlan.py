@@ -49,10 +49,14 @@ AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata
 TP_STATUS_VLAN_VALID = 1 << 4
 
 
-def open_tap(lab: Lab, name: str) -> int:
-    """A TAP in the client's namespace; a child process would be needed to open it there."""
-    from tunlb.lab.host import _inside
-    from tunlb.tap import open_device
+class Tagger:
+    """Carries frames between a TAP and the wire, tagged there; runs until it is closed."""
 
-    with _inside(lab.client.path):
-        return open_device(name, offload=False).fd
+    def __init__(self, lab: Lab) -> None:
+        self.tap = lab.client.tap("vlan42")
+        self.wire = lab.client.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        self.wire.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+        self.wire.bind(("eth0", ETH_P_ALL))
+        self.end, self.ended = os.pipe()
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()

@@ -122,3 +122,12 @@ def test_everything_ends_when_nothing_comes(taken: list[tuple[str, int, object]]
     assert director.ipvs.conns.count == director.ipvs.timers.count == 0
     assert len(director.ipvs.pools) == 0
     assert director.neighs.count == 0
+
+
+def test_the_books_agree_after_the_good_frames() -> None:
+    """One of them wants a tuple that another service's conn has (CONN_EXISTS)."""
+    feed = Feed(KINDS["tap"])
+    for i in range(len(feed.kind.frames)):
+        feed.read((i, [], 0))
+    assert feed.rig.counters()["drop.CONN_EXISTS"] == 1
+    audit(feed)

@@ -37,15 +37,16 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_CONFIG
 
     from tunlb import supervisor
-    from tunlb.log import make_logger
+    from tunlb.log import LogSettings, make_logger
     from tunlb.tap import DeviceError
 
     environ = dict(os.environ)
     if arguments.log_level is not None:
         environ["TUNLB_LOG_LEVEL"] = arguments.log_level
-    log = make_logger(config.tunlb.log_level, environ)
+    settings = LogSettings(config.tunlb, environ)
+    log = make_logger(settings, environ)
     try:
-        return supervisor.main(path, config, log, force=arguments.force)
+        return supervisor.main(path, config, settings, log, force=arguments.force)
     except supervisor.StartError as error:
         print(f"tunlb: {error}", file=sys.stderr)
         return EXIT_CONFIG

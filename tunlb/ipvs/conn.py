@@ -15,7 +15,7 @@ multilinear over 32-bit words with secret 64-bit multipliers (Lemire & Kaser, "S
 string hashing is fast", 2014): any two keys collide with probability 2**-32 for whoever does not
 know them. Heads are sized for the full table when it is made, so there is never a rehash.
 
-Only rows are meant to be shared or to survive a worker: heads and the free list are rebuilt from
+Only rows are meant to be shared or to survive a worker: heads and the free list can be rebuilt from
 them.
 """
 

@@ -232,10 +232,13 @@ class Check:
                 gateway = f"via {via} " if via else ""
                 best = max(best, (length, f"{gateway}dev {self.names.get(oif, 'DEVICE')}"))
         ip = "ip -6" if net.version == 6 else "ip"
-        return (
-            f"{ip} route add {net} {best[1]} table 100 && "
-            f"{ip} rule add iif {link.name} lookup 100 priority 100"
-        )
+        rule = f"{ip} rule add iif {link.name} lookup"
+        commands = [f"{ip} route add {net} {best[1]} table 100", f"{rule} 100 priority 100"]
+        if net.prefixlen == 0:
+            # What the main table knows better than by its default route, dests above all, still
+            # comes first.
+            commands.append(f"{rule} main suppress_prefixlength 0 priority 99")
+        return " && ".join(commands)
 
 
 def source_of(service: Service, daddr: IPAddress, fwdmode: str) -> IPAddress | None:
