@@ -42,7 +42,7 @@ TIMER_BUDGET = (
 ANNOUNCE_MS = (0, 1000, 2000)  #: the burst of gratuitous announcements after a start or a takeover
 SWEEP_MS = 10_000
 
-DestKey = tuple[str, int, int, int]
+DestKey = tuple[str, int, int, int, int]  #: service, proto, daddr, dport
 
 
 class Director:
@@ -232,7 +232,7 @@ class Director:
             services[line.name] = service
             dests = []
             for dest_line in line.dests:
-                key = (line.name, *pair(dest_line.daddr), dest_line.dport or 0)
+                key = (line.name, service.proto, *pair(dest_line.daddr), dest_line.dport or 0)
                 kept.add(key)
                 dest = self._make_dest(key, dest_line.daddr.version)
                 self._set_weight(dest, dest_line.weight, service, now)
@@ -286,7 +286,7 @@ class Director:
         if dest is None:
             dests = self.ipvs.dests
             index = next((i for i, slot in enumerate(dests) if slot is NO_DEST), len(dests))
-            dest = Dest(index, af, key[1], key[2], key[3])
+            dest = Dest(index, af, *key[2:])
             if index == len(dests):
                 dests.append(dest)
             else:

@@ -71,8 +71,12 @@ def models(mac: str, family: Family, vip: str, client: str) -> list[bytes]:
     found.append(eth(mac, CLIENT_MAC, payload=ip_packet(client, vip, inside[3]), vlan=7))
     if v6:
         hello = {"ttl": 255}
-        found.append(eth(mac, CLIENT_MAC, payload=ip_packet(client, vip, nd_ns(vip, CLIENT_MAC), **hello)))
-        found.append(eth(mac, CLIENT_MAC, payload=ip_packet(client, vip, nd_na(vip, CLIENT_MAC), **hello)))
+        found.append(
+            eth(mac, CLIENT_MAC, payload=ip_packet(client, vip, nd_ns(vip, CLIENT_MAC), **hello))
+        )
+        found.append(
+            eth(mac, CLIENT_MAC, payload=ip_packet(client, vip, nd_na(vip, CLIENT_MAC), **hello))
+        )
     else:
         found.append(arp(1, CLIENT_MAC, client, tpa=vip))
         found.append(arp(2, CLIENT_MAC, vip, mac, vip))
@@ -196,7 +200,9 @@ def test_a_flood_of_neighbours(lab: LabFactory, family: Family) -> None:
         return eth(mac, CLIENT_MAC, payload=ip_packet(local, ours, advert, ttl=255))
 
     claims = [claim(strangers(dice, family)) for _ in range(2000)]
-    send_raw(made, [*claims, *(claim(server) for _ in range(20)), *(claim(ours) for _ in range(20))])
+    send_raw(
+        made, [*claims, *(claim(server) for _ in range(20)), *(claim(ours) for _ in range(20))]
+    )
     assert serves(made)
     assert serves(made)
     end = stopped(tunlb)

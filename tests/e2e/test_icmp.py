@@ -80,9 +80,7 @@ def narrow_by_route(lab: Lab, family: Family) -> None:
 
 
 def by_tunlb(lab: Lab, family: Family) -> str:
-    return with_lines(
-        lab.topology.config_text, *one_dest(lab, family), *narrow_in_tunlb(family)
-    )
+    return with_lines(lab.topology.config_text, *one_dest(lab, family), *narrow_in_tunlb(family))
 
 
 def by_a_router(lab: Lab, family: Family) -> str:

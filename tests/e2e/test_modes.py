@@ -178,7 +178,9 @@ def test_ping(site: Site, family: Family) -> None:
         targets.append(site.lab.topology.laddrs.of(family).partition("-")[0])
     for target in targets:
         for size in ("8", "1400"):
-            done = site.lab.client.run(["ping", "-c", "2", "-i", "0.05", "-W", "2", "-s", size, target])
+            done = site.lab.client.run(
+                ["ping", "-c", "2", "-i", "0.05", "-W", "2", "-s", size, target]
+            )
             assert "2 received, 0% packet loss" in done.stdout
 
 

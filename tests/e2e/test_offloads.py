@@ -42,7 +42,9 @@ def test_bulk_passes_in_large_frames(lab: LabFactory, family: Family, offload: b
     tunlb = made.start_tunlb(with_keys(made.topology.config_text, "port", offload=offload))
     [accepted] = offloads(tunlb)
     assert accepted[:4] == (["csum", "tso4", "tso6", "tso_ecn"] if offload else [])
-    assert download(made, made.topology.vips.of(family)) == hashlib.sha256(pattern(SIZE)).hexdigest()
+    assert (
+        download(made, made.topology.vips.of(family)) == hashlib.sha256(pattern(SIZE)).hexdigest()
+    )
     mean = mean_frame(made, "lb0")
     found = counters(tunlb)
     by_tunlb = found["IPVS_OUT_BYTES"] / found["IPVS_OUT_PACKETS"]
@@ -65,11 +67,11 @@ def test_bulk_passes_in_large_frames(lab: LabFactory, family: Family, offload: b
 def test_ports_of_both_kinds_meet(lab: LabFactory, family: Family, plain: str) -> None:
     """What one port read with offloads leaves by one that asked for none, and back."""
     made = lab("two-arm")
-    tunlb = made.start_tunlb(
-        with_keys(made.topology.config_text, "port", plain, offload=False)
-    )
+    tunlb = made.start_tunlb(with_keys(made.topology.config_text, "port", plain, offload=False))
     assert sorted(map(bool, offloads(tunlb))) == [False, True]
-    assert download(made, made.topology.vips.of(family)) == hashlib.sha256(pattern(SIZE)).hexdigest()
+    assert (
+        download(made, made.topology.vips.of(family)) == hashlib.sha256(pattern(SIZE)).hexdigest()
+    )
     with clients.connection(made.client, made.topology.vips.of(family), 7) as conn:
         assert conn.echo(pattern(100_000)) == pattern(100_000)
     assert "drop.TX_REFUSED" not in counters(tunlb)

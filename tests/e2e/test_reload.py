@@ -36,9 +36,7 @@ def held(lab: Lab, family: Family, count: int = 50) -> Iterator[list[EchoConnect
     """Connections that are open, and still echo at the end of the block."""
     with ExitStack() as stack:
         vip = lab.topology.vips.of(family)
-        conns = [
-            stack.enter_context(clients.connection(lab.client, vip, 7)) for _ in range(count)
-        ]
+        conns = [stack.enter_context(clients.connection(lab.client, vip, 7)) for _ in range(count)]
         yield conns
         echo_all(conns)
 
@@ -158,7 +156,9 @@ def test_an_invalid_file_changes_nothing(lab: LabFactory) -> None:
         assert hosts(made, "v4") == {"s1": 2, "s2": 2, "s3": 2}
         tunlb.config.unlink()
         tunlb.process.send_signal(signal.SIGHUP)
-        refused = eventually(lambda: [e for e in tunlb.events if e["event"] == "reload_refused"][1:])
+        refused = eventually(
+            lambda: [e for e in tunlb.events if e["event"] == "reload_refused"][1:]
+        )
         assert "No such file" in str(refused[0]["problems"])
         echo_all(conns)
         assert tunlb.reload(text)["event"] == "reloaded"

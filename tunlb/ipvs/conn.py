@@ -283,10 +283,6 @@ class ConnTable:
     def valid(self, row: cython.longlong) -> cython.bint:
         return (self.h[row * _H_ROW + _H_FLAGS] & _VALID) != 0
 
-    def high_water(self) -> int:
-        """One past the highest row ever used."""
-        return int(self._fresh)
-
     def rows(self) -> Iterator[int]:
         """Every row in use."""
         for row in range(self._fresh):

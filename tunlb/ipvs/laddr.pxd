@@ -9,7 +9,6 @@ cdef class LportPool:
     cpdef int take(self) except -1
     cpdef int next_victim(self) noexcept
     cpdef give(self, int port)
-    cpdef claim(self, int port)
 
 @cython.final
 cdef class LportPools:

@@ -76,18 +76,6 @@ class LportPool:
             self.mem[at >> 3] &= 0xFF ^ (1 << (at & 7))
             self.used -= 1
 
-    def claim(self, port: cython.int) -> None:
-        """Mark a port taken: a conn that was found in a table has it. One that is not of this pool
-        is left alone.
-        """
-        at: cython.int = port - self.first
-        if at < 0 or at % self.step != 0:
-            return
-        at = at // self.step
-        if at < self.size and not self.mem[at >> 3] >> (at & 7) & 1:
-            self.mem[at >> 3] |= 1 << (at & 7)
-            self.used += 1
-
 
 class LportPools:
     """Every pool of one worker, by (laddr, daddr, dport, proto)."""

@@ -100,13 +100,11 @@ def translate(pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cy
     pkt.put32(l4, ports)
     field: cython.int = l4 + (16 if proto == _TCP else 6)
     if field + 2 <= pkt.end and not (proto == _UDP and pkt.be16(field) == 0):
-        pkt.put16(
-            field,
-            checksum.update(pkt.be16(field), checksum.fold(addresses + checksum.delta(old, new))),
-        )
+        change: cython.uint = checksum.fold(addresses + checksum.delta(old, new))
+        inner: cython.uint = checksum.update(pkt.be16(field), change)
+        pkt.put16(field, 0xFFFF if inner == 0 and proto == _UDP else inner)
     # Outside: to whoever sent the quoted packet. A NAT dest knows the client's own address, so
-    # there the router that
-    # speaks keeps its own as well; elsewhere the source becomes ours.
+    # there the router that speaks keeps its own as well; elsewhere the source becomes ours.
     saddr_hi: cython.ulonglong = q[other + 2]
     saddr: cython.ulonglong = q[other + 3]
     if direction == 0 and saddr == q[own + 1] and saddr_hi == q[own]:

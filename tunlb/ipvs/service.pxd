@@ -20,5 +20,4 @@ cdef class ServiceTable:
     cdef dict _exact, _ranges, _any, _protos
 
     cpdef Service lookup(self, int proto, unsigned long long hi, unsigned long long lo, int port)
-    cpdef bint has_vip(self, unsigned long long hi, unsigned long long lo) except -1
     cpdef bint vip_has(self, int proto, unsigned long long hi, unsigned long long lo) except -1

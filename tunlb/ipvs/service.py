@@ -94,9 +94,6 @@ class ServiceTable:
                     return candidate
         return self._any.get((proto, hi, lo))
 
-    def has_vip(self, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.bint:
-        return (hi, lo) in self._protos
-
     def vip_has(self, proto: cython.int, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.bint:
         """Has the VIP a service of this protocol, on any port?"""
         protos = self._protos.get((hi, lo))
