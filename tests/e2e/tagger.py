@@ -52,8 +52,9 @@ def main() -> None:
         wire.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         wire.bind((interface, ETH_P_ALL))
+        watched: list[int | socket.socket] = [tap, wire]
         while True:
-            ready, _, _ = select.select([tap, wire], [], [])
+            ready, _, _ = select.select(watched, [], [])
             # A link that is down, or a full queue: frames are lost, as on any wire.
             with contextlib.suppress(OSError):
                 if tap in ready:

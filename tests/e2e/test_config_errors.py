@@ -29,7 +29,7 @@ def run(*words: str, wrapper: tuple[str, ...] = ()) -> subprocess.CompletedProce
 LINES = [
     {"kind": "service", "name": "a", "proto": "tcp", "vaddr": "10.0.0.400", "vport": 80},
     {"kind": "dest", "service": "web-v4", "daddr": "10.0.0.14", "weigth": 2},
-    {"kind": "servce", "name": "b"},
+    {"kind": "servcie", "name": "b"},
 ]
 TOGETHER = [
     {"kind": "dest", "service": "wbe-v4", "daddr": "10.0.0.11"},

@@ -106,7 +106,7 @@ def test_what_the_documentation_says_to_paste(topology: str, target: str, answer
         mount -t tmpfs tmpfs /run && set -e
         {tunlb} lab up {topology} >/dev/null
         ip netns exec {lab}-director {tunlb} run -c config/{topology}.jsonl 2>/run/log &
-        until grep -q '"event":"ready"' /run/log; do sleep 0.05; kill -0 $!; done
+        until grep -q '"event":"ready"' /run/log; do sleep 0.05; kill -0 $! || cat /run/log >&2; done
         ip netns exec {lab}-client curl -gsS -m 5 '{target}'
         kill $! && wait $!
         {tunlb} lab down {topology} >/dev/null

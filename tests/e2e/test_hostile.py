@@ -13,8 +13,8 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from tests.e2e.kit import (
-    FAMILIES,
     COMPILED,
+    FAMILIES,
     Family,
     LabFactory,
     client_address,
@@ -37,6 +37,17 @@ def our_mac(tunlb: TunlbProcess) -> str:
     ports = tunlb.wait_event(("ready",))["ports"]
     assert isinstance(ports, list)
     return str(ports[0]["mac"])
+
+
+@pytest.fixture
+def exposed(lab: LabFactory) -> Lab:
+    """One-arm, whose bridge does not ask the host's packet filter and so drops no bad packet."""
+    made = lab("one-arm")
+    switches = "/proc/sys/net/bridge/bridge-nf-call-"
+    made.director.run(
+        ["sh", "-c", f"for s in {switches}*; do [ ! -e $s ] || echo 0 >$s || exit 1; done"]
+    )
+    return made
 
 
 def send_raw(lab: Lab, wire: Iterable[bytes]) -> int:
@@ -99,8 +110,8 @@ def mutated(model: bytes, dice: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_mutated_frames(lab: LabFactory, family: Family) -> None:
-    made = lab("one-arm")
+def test_mutated_frames(exposed: Lab, family: Family) -> None:
+    made = exposed
     tunlb = made.start_tunlb()
     vip, client = made.topology.vips.of(family), client_address(made, family)
     dice = random.Random(20)
@@ -116,9 +127,9 @@ def test_mutated_frames(lab: LabFactory, family: Family) -> None:
     assert "HOOK_ERRORS" not in found
 
 
-def test_random_bytes(lab: LabFactory) -> None:
+def test_random_bytes(exposed: Lab) -> None:
     """After our MAC address, anything: also a broadcast, a VLAN tag or an IP version."""
-    made = lab("one-arm")
+    made = exposed
     tunlb = made.start_tunlb()
     dice = random.Random(21)
     to = (bytes.fromhex(our_mac(tunlb).replace(":", "")), b"\xff" * 6, b"\x33\x33\0\0\0\1")
@@ -138,7 +149,7 @@ def test_random_bytes(lab: LabFactory) -> None:
 
 
 def strangers(dice: random.Random, family: Family) -> str:
-    """An address of the client's subnet that is nobody's."""
+    """An address that is nobody's."""
     if family == "v4":
         return str(IPv4Address(0x0A000000 | dice.randrange(100, 0xFF) << 16 | dice.getrandbits(16)))
     return str(IPv6Address(0xFD01 << 112 | dice.getrandbits(64)))
@@ -146,9 +157,9 @@ def strangers(dice: random.Random, family: Family) -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("proto", ["tcp", "udp"])
-def test_a_flood_of_new_conns(lab: LabFactory, family: Family, proto: str) -> None:
+def test_a_flood_of_new_conns(exposed: Lab, family: Family, proto: str) -> None:
     """The table stays as large as configured, and an established conn stays in it."""
-    made = lab("one-arm")
+    made = exposed
     text = made.topology.config_text
     router = {"v4": "10.0.0.2", "v6": "fd00::2"}[family]
     tunlb = made.start_tunlb(
@@ -165,27 +176,25 @@ def test_a_flood_of_new_conns(lab: LabFactory, family: Family, proto: str) -> No
         flow = Flow(f"{source}:{dice.randrange(1024, 65536)}", f"{target}:7", server_mac=mac)
         return flow.syn() if proto == "tcp" else flow.udp()
 
-    flood = [forged() for _ in range(500)]
     with clients.connection(made.client, vip, 7) as conn:
         assert conn.echo(b"before") == b"before"
-        for _ in range(FLOOD // len(flood)):
-            send_raw(made, flood)
-            flood = [frame[:26] + dice.randbytes(1) + frame[27:] for frame in flood]
+        assert send_raw(made, (forged() for _ in range(FLOOD))) == FLOOD
         assert conn.echo(b"after") == b"after"
     assert serves(made)
     end = stopped(tunlb)
     found = counters_of(end)
+    assert found["CONN_NEW"] > FLOOD // 4
     conns = end["conns"]
     assert isinstance(conns, int)
     assert conns <= CONN_MAX
-    assert found["CONN_EVICTED"] > 100
+    assert found["CONN_EVICTED"] >= found["CONN_NEW"] - CONN_MAX - found.get("CONN_EXPIRED", 0)
     assert "HOOK_ERRORS" not in found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_flood_of_neighbours(lab: LabFactory, family: Family) -> None:
+def test_a_flood_of_neighbours(exposed: Lab, family: Family) -> None:
     """Unasked claims teach us nothing, and the addresses of others stay with them."""
-    made = lab("one-arm")
+    made = exposed
     tunlb = made.start_tunlb()
     assert serves(made)
     mac, dice = our_mac(tunlb), random.Random(23)
@@ -213,7 +222,7 @@ def test_a_flood_of_neighbours(lab: LabFactory, family: Family) -> None:
 
 
 def test_a_scan_of_the_subnet_is_bounded(lab: LabFactory) -> None:
-    """Replies to many absent addresses: bounded neighbours, bounded questions."""
+    """Answers to many absent addresses take the room of each other, not of a server's."""
     made = lab("one-arm")
     tunlb = made.start_tunlb()
     mac = our_mac(tunlb)
@@ -227,4 +236,4 @@ def test_a_scan_of_the_subnet_is_bounded(lab: LabFactory) -> None:
     neighs = end["neighs"]
     assert isinstance(neighs, int)
     assert 500 < neighs <= 1024
-    assert counters_of(end)["NEIGH_REQUESTS"] < 3200
+    assert counters_of(end)["NEIGH_REQUESTS"] < 3100

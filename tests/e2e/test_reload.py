@@ -140,7 +140,7 @@ def test_an_invalid_file_changes_nothing(lab: LabFactory) -> None:
     tunlb = made.start_tunlb()
     bad = with_lines(
         remove_dest(text, "v4"),
-        {"kind": "servce", "name": "x"},
+        {"kind": "servcie", "name": "x"},
         {"kind": "dest", "service": "nobody", "daddr": "10.0.0.11", "weight": -1},
         {"kind": "dest", "service": "echo-v4", "daddr": "10.0.0.311"},
     )
@@ -150,7 +150,7 @@ def test_an_invalid_file_changes_nothing(lab: LabFactory) -> None:
         problems = event["problems"]
         assert isinstance(problems, list)
         assert len(problems) >= 3
-        for part in ("servce", "weight", "10.0.0.311"):
+        for part in ("servcie", "weight", "10.0.0.311"):
             assert [line for line in problems if part in line], part
         assert all(str(tunlb.config) in line for line in problems)
         assert hosts(made, "v4") == {"s1": 2, "s2": 2, "s3": 2}

@@ -117,9 +117,7 @@ def test_a_vlan_comes_and_goes_with_a_reload(lab: LabFactory) -> None:
     [(43, "VLAN_UNKNOWN"), ((VID, 43), "VLAN_STACK")],
     ids=["of another VLAN", "two tags"],
 )
-def test_tags_that_are_not_ours(
-    lab: LabFactory, tags: int | tuple[int, ...], reason: str
-) -> None:
+def test_tags_that_are_not_ours(lab: LabFactory, tags: int | tuple[int, ...], reason: str) -> None:
     made = lab("one-arm")
     tunlb = made.start_tunlb(on_vlan(made))
     packet = ip_packet(CLIENT["v4"], VIP["v4"], frames.tcp(40000, 80, flags="S"))

@@ -3,9 +3,8 @@ from tunlb.packet cimport Packet
 
 @cython.final
 cdef class LoopGuard:
-    cdef object prints_mem, times_mem
-    cdef unsigned long long* prints
-    cdef long long* times
+    cdef object mem
+    cdef unsigned long long* slots
 
     cpdef unsigned long long fingerprint(self, Packet pkt, int ttl) noexcept
     cpdef void wrote(self, Packet pkt, long long now) noexcept

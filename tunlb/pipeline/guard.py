@@ -26,17 +26,15 @@ _M3 = cython.declare(cython.ulonglong, 0x165667B19E3779F9)
 
 
 class LoopGuard:
+    """The table: SLOTS pairs of a fingerprint and when it was written, side by side in memory."""
+
     def __init__(self) -> None:
-        self.prints_mem = memoryview(bytearray(8 * SLOTS)).cast("Q")
-        self.times_mem = memoryview(bytearray(8 * SLOTS)).cast("q")
+        self.mem = memoryview(bytearray(16 * SLOTS)).cast("Q")
         if cython.compiled:
-            prints_view: cython.ulonglong[::1] = self.prints_mem
-            times_view: cython.longlong[::1] = self.times_mem
-            self.prints = cython.address(prints_view[0])
-            self.times = cython.address(times_view[0])
+            view: cython.ulonglong[::1] = self.mem
+            self.slots = cython.address(view[0])
         else:
-            self.prints = self.prints_mem
-            self.times = self.times_mem
+            self.slots = self.mem
 
     def fingerprint(self, pkt: Packet, ttl: cython.int) -> cython.ulonglong:
         """Addresses, protocol, length, TTL, IPv4 id and 8 bytes of the transport header."""
@@ -54,10 +52,13 @@ class LoopGuard:
 
     def wrote(self, pkt: Packet, now: cython.longlong) -> None:
         value: cython.ulonglong = self.fingerprint(pkt, pkt.ttl)
-        self.prints[value & _MASK] = value
-        self.times[value & _MASK] = now
+        at: cython.ulonglong = 2 * (value & _MASK)
+        self.slots[at] = value
+        self.slots[at + 1] = now
 
     def seen(self, pkt: Packet, now: cython.longlong) -> cython.bint:
         """Is this what we wrote within the last 50 ms, after one more hop?"""
         value: cython.ulonglong = self.fingerprint(pkt, pkt.ttl + 1)
-        return self.prints[value & _MASK] == value and now - self.times[value & _MASK] <= _WINDOW
+        at: cython.ulonglong = 2 * (value & _MASK)
+        written: cython.longlong = self.slots[at + 1]
+        return self.slots[at] == value and now - written <= _WINDOW
