@@ -138,7 +138,7 @@ class NeighTable(Wheel):
         return entry.index
 
     def _new(self, key: tuple[int, int, int], netif: Netif) -> NeighEntry | None:
-        if len(self._by_key) >= NEIGH_MAX:
+        if len(self._by_key) >= NEIGH_MAX and not self._evict():
             return None
         if self._free:
             index = self._free.pop()
@@ -149,6 +149,16 @@ class NeighTable(Wheel):
         self.entries[index] = entry
         self._by_key[key] = entry
         return entry
+
+    def _evict(self) -> bool:
+        """Make room: forget who was asked for longest ago and has not answered. Whoever asks for
+        many absent neighbours so pushes out his own; those that answered stay.
+        """
+        for entry in self._by_key.values():
+            if entry.state < REACHABLE:
+                self._delete(entry)
+                return True
+        return False
 
     def add_static(self, netif: Netif, hi: int, lo: int, mac: bytes) -> None:
         """A neighbour of the configuration: never asked for, never forgotten."""

@@ -113,6 +113,7 @@ class Supervisor:
         # Threads set up the kernel's side: reloads, devices made anew, changes made by others.
         self._setup = threading.Lock()
         self._closed = False
+        self._director: Director | None = None  # once it forwards
         self._stop = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._stopping = False
@@ -245,14 +246,18 @@ class Supervisor:
 
     # -- run
 
-    async def run(self, director: Director) -> int:
-        """Forward until told to stop; the exit status."""
+    def listen(self) -> None:
+        """Take signals from here on; one that comes during the start is answered after it."""
         loop = asyncio.get_running_loop()
-        worker = Worker(director, self.ports, self._reopen, self.log)
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._terminate, director)
+            loop.add_signal_handler(signum, self._terminate)
+
+    async def run(self, director: Director) -> int:
+        """Forward until told to stop; the exit status."""
+        worker = Worker(director, self.ports, self._reopen, self.log)
         worker.start()
+        self._director = director
         # What lives now lives until the end: never walk it again in the middle of a burst.
         gc.collect()
         gc.freeze()
@@ -307,9 +312,10 @@ class Supervisor:
             services=len(self.config.services),
         )
 
-    def _terminate(self, director: Director) -> None:
+    def _terminate(self) -> None:
+        director = self._director
         grace = self.config.tunlb.stop_grace_s
-        if self._stopping or grace <= 0:
+        if self._stopping or grace <= 0 or director is None:
             self._stop.set()
             return
         self._stopping = True
@@ -404,6 +410,7 @@ def main(
 
     async def run() -> int:
         supervisor = Supervisor(path, config, settings, log, force=force)
+        supervisor.listen()
         try:
             director = await asyncio.to_thread(supervisor.prepare)
         except BaseException:

@@ -19,6 +19,11 @@ from tunlb.lab.process import environment
 DEMO = [sys.executable, "-m", "tunlb", "demo"]
 
 
+def outside() -> dict[str, str]:
+    """The environment of a user, also where the tests themselves run rootless."""
+    return {name: value for name, value in environment().items() if name != "TUNLB_ROOTLESS"}
+
+
 def left_by(pid: int) -> list[str]:
     """Namespaces and records of the demo that this process ran."""
     mark = f"one-arm-{pid}"
@@ -38,9 +43,8 @@ def demo() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def popen(demo: list[subprocess.Popen[str]], *words: str) -> subprocess.Popen[str]:
-    env = {k: v for k, v in environment().items() if k != "TUNLB_ROOTLESS"}
     process = subprocess.Popen(
-        [*DEMO, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        [*DEMO, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=outside()
     )
     demo.append(process)
     return process
@@ -103,10 +107,10 @@ def test_what_the_documentation_says_to_paste(topology: str, target: str, answer
     tunlb = f"{sys.executable} -m tunlb"
     lab = f"tunlb-{topology}"
     script = f"""
-        mount -t tmpfs tmpfs /run && set -e
+        mount -t tmpfs tmpfs /run && set -e; trap "cat /run/log >&2" EXIT
         {tunlb} lab up {topology} >/dev/null
         ip netns exec {lab}-director {tunlb} run -c config/{topology}.jsonl 2>/run/log &
-        until grep -q '"event":"ready"' /run/log; do sleep 0.05; kill -0 $! || cat /run/log >&2; done
+        until grep -q '"event":"ready"' /run/log; do sleep 0.05; kill -0 $! || exit 1; done
         ip netns exec {lab}-client curl -gsS -m 5 '{target}'
         kill $! && wait $!
         {tunlb} lab down {topology} >/dev/null
@@ -118,7 +122,7 @@ def test_what_the_documentation_says_to_paste(topology: str, target: str, answer
         text=True,
         timeout=40,
         check=False,
-        env={**environment(), "TUNLB_LOG_FORMAT": "json"},
+        env=outside(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert answer in done.stdout

@@ -220,6 +220,8 @@ class Ipvs:
         route: Route | None
         index: cython.int
         entry: NeighEntry
+        # Read first: to make room for one neighbour the table may forget the other.
+        epoch: cython.uint = self.neighs.epoch
         for direction in range(1 if conns.h[row * 64 + _H_FLAGS] & _ONEWAY else 2):
             at = row * 16 + (1 - direction) * 4
             conns.h[row * 64 + _H_NEIGH + direction] = 0
@@ -236,7 +238,11 @@ class Ipvs:
             if index != 0:
                 entry = self.neighs.entries[index]
                 entry.pinned = True
-        conns.d[row * 32 + _D_EPOCH] = self.neighs.epoch
+        if self.neighs.epoch != epoch:
+            # The second made its room at the first one's cost: neither the packet nor the row may
+            # trust that index.
+            conns.h[row * 64 + _H_NEIGH] = 0
+        conns.d[row * 32 + _D_EPOCH] = epoch
 
     def _track(
         self,
