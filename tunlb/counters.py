@@ -85,7 +85,7 @@ class DropReason(_Sentence):
     )
     NEIGH_QUEUE_FULL = 34, "The queue of packets that wait for a neighbour is full."
     NEIGH_UNREACHABLE = 35, "The neighbour did not answer in time."
-    NEIGH_TABLE_FULL = 36, "The neighbour table is full."
+    NEIGH_TABLE_FULL = 36, "The neighbour table is full of neighbours that answered."
     OUTBOX_FULL = 37, "Too many frames of our own wait in this burst."
     HOOK_ERROR = 38, "A hook raised; the log has the traceback."
     HOOK_REPEAT = 39, "A hook returned REPEAT too often."

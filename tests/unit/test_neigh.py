@@ -387,8 +387,16 @@ def test_a_deleted_neighbour_that_conns_hold_changes_the_epoch(room: Room) -> No
 def test_the_table_is_bounded(room: Room) -> None:
     indices = [room.table.resolve(PORT, 0, MAPPED | i, room.now) for i in range(NEIGH_MAX)]
     assert sorted(indices) == list(range(1, NEIGH_MAX + 1))
-    assert room.table.resolve(PORT, 0, MAPPED | NEIGH_MAX, room.now) == 0
+    # The one that was asked for longest ago makes room, and its index is used again.
+    assert room.table.resolve(PORT, 0, MAPPED | NEIGH_MAX, room.now) == indices[0]
+    assert len(room.table) == NEIGH_MAX
     assert room.table.resolve(PORT, 0, MAPPED | 5, room.now) == indices[5]
+
+
+def test_a_table_of_neighbours_that_answered_takes_no_more(room: Room) -> None:
+    for i in range(NEIGH_MAX):
+        room.table.add_static(PORT, 0, MAPPED | i, MAC)
+    assert room.table.resolve(PORT, 0, MAPPED | NEIGH_MAX, room.now) == 0
 
 
 def test_static_neighbours_are_never_asked_and_never_forgotten(room: Room) -> None:
