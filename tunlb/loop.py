@@ -8,25 +8,19 @@ The director knows no clock and no descriptor; this is where it gets both. Every
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 
 from tunlb.counters import Event
 from tunlb.director import Director
 from tunlb.log import Logger
 from tunlb.netif import Netif
-from tunlb.tap import DeviceError, Drain, Port
+from tunlb.tap import DeviceError, Drain, Port, monotonic_ms
 
 TICK_S = 0.1
 REOPEN_FIRST_S = 0.2
 REOPEN_MAX_S = 30.0
 
 Reopen = Callable[[Netif], Port]
-
-
-def monotonic_ms() -> int:
-    """The clock of the inside."""
-    return time.monotonic_ns() // 1_000_000
 
 
 class Worker:
@@ -40,7 +34,7 @@ class Worker:
         self, director: Director, ports: Sequence[Port], reopen: Reopen, log: Logger
     ) -> None:
         self.director = director
-        self.drain = Drain(director, ports)
+        self.drain = Drain(director, ports, self._lost)
         self._reopen = reopen
         self._log = log
         self._reopening: set[asyncio.Task[None]] = set()
@@ -65,12 +59,7 @@ class Worker:
                 self._loop.remove_reader(port.fd)
 
     def _watch(self, port: Port) -> None:
-        self._loop.add_reader(port.fd, self._readable, port)
-
-    def _readable(self, port: Port) -> None:
-        self.drain.run(port, monotonic_ms())
-        if port.lost:
-            self._lost(port)
+        self._loop.add_reader(port.fd, self.drain.readable, port)
 
     def _tick(self) -> None:
         self.director.tick(monotonic_ms())

@@ -31,9 +31,9 @@ from tunlb.director import Director, owned
 from tunlb.hook import Hook, Point
 from tunlb.ipvs.conn import ROW_SIZE, ConnTable, hash_secret
 from tunlb.log import Logger, LogSettings
-from tunlb.loop import Worker, monotonic_ms
+from tunlb.loop import Worker
 from tunlb.netif import Netif
-from tunlb.tap import Device, DeviceError, Port, open_device
+from tunlb.tap import Device, DeviceError, Port, monotonic_ms, open_device
 
 HOOK_LOG_INTERVAL_S = 1.0
 

@@ -5,6 +5,7 @@ from tunlb.netif cimport Netif
 from tunlb.outbox cimport Outbox
 from tunlb.packet cimport Packet
 
+cpdef long long monotonic_ms() noexcept
 cpdef int drop_reason(int err) noexcept
 
 @cython.final
@@ -27,6 +28,7 @@ cdef class Port:
 cdef class Drain:
     cdef public Director director
     cdef public list ports
+    cdef public object on_lost
 
     @cython.locals(pkt=Packet, frames=cython.int, size=cython.int, got=cython.int)
     cpdef int run(self, Port port, long long now, int budget=*) except -1

@@ -33,7 +33,8 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cython
@@ -48,6 +49,7 @@ from tunlb.packet import BUFFER_LEN, ETHER_LEN, L3_OFFSET, VNET_LEN, Packet
 
 if cython.compiled:
     from cython.cimports.libc.errno import errno as c_errno
+    from cython.cimports.posix.time import CLOCK_MONOTONIC, clock_gettime, timespec
     from cython.cimports.posix.unistd import read, write
     from cython.cimports.tunlb.wire.vnet import emit
 else:
@@ -243,6 +245,16 @@ def _set_offloads(fd: int, offload: bool) -> tuple[str, ...]:
     raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
+def monotonic_ms() -> cython.longlong:
+    """The clock of the inside, in milliseconds."""
+    if cython.compiled:
+        now = cython.declare(timespec)
+        clock_gettime(CLOCK_MONOTONIC, cython.address(now))
+        return now.tv_sec * 1000 + now.tv_nsec // 1_000_000
+    else:
+        return time.monotonic_ns() // 1_000_000
+
+
 def drop_reason(err: cython.int) -> cython.int:
     """The DropReason for a write that failed with errno ``err``."""
     if err == _EAGAIN or err == _ENOBUFS or err == _ENOMEM or err == _EINTR:
@@ -373,11 +385,24 @@ class Drain:
     """Moves bursts of frames from a port through the director to ports.
 
     ``ports`` is indexed by ``Netif.queue``; replace an entry when a lost port was opened anew.
+    ``on_lost`` is called with a port that :meth:`readable` found lost.
     """
 
-    def __init__(self, director: Director, ports: Sequence[Port]) -> None:
+    def __init__(
+        self, director: Director, ports: Sequence[Port], on_lost: Callable[[Port], None]
+    ) -> None:
         self.director = director
         self.ports = list(ports)
+        self.on_lost = on_lost
+
+    def readable(self, port: Port) -> None:
+        """What an event loop calls when the port's descriptor is readable, or in error.
+
+        Compiled, because a loop under a light load wakes for every frame or two.
+        """
+        self.run(port, monotonic_ms())
+        if port.lost:
+            self.on_lost(port)
 
     def run(
         self, port: Port, now: cython.longlong, budget: cython.int = _BURST_FRAMES

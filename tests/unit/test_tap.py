@@ -95,6 +95,10 @@ def to(wire: Wire) -> Callable[[Packet], int]:
     return act
 
 
+def never(port: Port) -> None:
+    raise AssertionError(f"{port.netif} was called lost")
+
+
 def drop(pkt: Packet) -> int:
     pkt.reason = DropReason.NO_ROUTE
     return Verdict.DROP
@@ -158,7 +162,7 @@ def test_drain_forwards_to_the_queue_of_the_oif(
 ) -> None:
     a, b = wires
     director = ScriptedDirector(counters, to(b))
-    drain = Drain(director, [a.port, b.port])
+    drain = Drain(director, [a.port, b.port], never)
     a.send(b"1" * 60, b"2" * 60)
     assert drain.run(a.port, 1234) == 2
     assert director.seen == [(b"1" * 60, 1234), (b"2" * 60, 1234)]
@@ -183,7 +187,7 @@ def test_a_vlan_goes_out_by_the_queue_of_its_port(
         return Verdict.ACCEPT
 
     a.send(FRAME)
-    Drain(ScriptedDirector(counters, act), [a.port, b.port]).run(a.port, 0)
+    Drain(ScriptedDirector(counters, act), [a.port, b.port], never).run(a.port, 0)
     assert b.received() == [PLAIN_VNET + FRAME]
 
 
@@ -199,7 +203,7 @@ def test_the_header_is_made_anew_from_the_packet(
         return to(b)(pkt)
 
     a.far.send(b"\xff" * VNET_LEN + FRAME)
-    Drain(ScriptedDirector(counters, act), [a.port, b.port]).run(a.port, 0)
+    Drain(ScriptedDirector(counters, act), [a.port, b.port], never).run(a.port, 0)
     (written,) = b.received()
     # flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
     assert struct.unpack_from("=BBHHHH", written) == (1, 0, 38, 0, 20, 16)
@@ -215,7 +219,7 @@ def test_only_accept_writes(wires: tuple[Wire, Wire], counters: Counters, verdic
         return verdict
 
     a.send(FRAME)
-    Drain(ScriptedDirector(counters, act), [a.port, b.port]).run(a.port, 0)
+    Drain(ScriptedDirector(counters, act), [a.port, b.port], never).run(a.port, 0)
     assert b.received() == []
     assert counters.snapshot() == {"RX_FRAMES": 1, "RX_BYTES": len(FRAME)}
 
@@ -236,7 +240,7 @@ def test_nowhere_to_send_is_a_counted_drop(
 
     a.send(FRAME)
     director = ScriptedDirector(counters, act)
-    Drain(director, [a.port, b.port]).run(a.port, 0)
+    Drain(director, [a.port, b.port], never).run(a.port, 0)
     assert counters.snapshot() == {"RX_FRAMES": 1, "RX_BYTES": len(FRAME), reason: 1}
 
 
@@ -246,7 +250,7 @@ def test_the_outbox_is_written_after_the_burst(
     a, b = wires
     nowhere = Netif(9, "lb9", 9)
     director = ScriptedDirector(counters, to(b))
-    drain = Drain(director, [a.port, b.port])
+    drain = Drain(director, [a.port, b.port], never)
     for netif in (b.netif, a.netif, nowhere):
         director.outbox.put(netif, PLAIN_VNET + b"mine" * 15)
     a.send(FRAME)
@@ -263,7 +267,7 @@ def test_a_burst_ends_at_its_budget(
     wires: tuple[Wire, Wire], counters: Counters, budget: int
 ) -> None:
     a, _ = wires
-    drain = Drain(ScriptedDirector(counters, drop), [a.port])
+    drain = Drain(ScriptedDirector(counters, drop), [a.port], never)
     a.send(*[FRAME] * 5)
     assert drain.run(a.port, 0, budget) == budget
     assert drain.run(a.port, 0) == 5 - budget
@@ -272,7 +276,7 @@ def test_a_burst_ends_at_its_budget(
 
 def test_runts_and_drops_use_up_the_budget(wires: tuple[Wire, Wire], counters: Counters) -> None:
     a, _ = wires
-    drain = Drain(ScriptedDirector(counters, drop), [a.port])
+    drain = Drain(ScriptedDirector(counters, drop), [a.port], never)
     for _ in range(BURST_FRAMES + 1):
         a.far.send(b"x")
     assert drain.run(a.port, 0) == BURST_FRAMES
@@ -287,14 +291,14 @@ def test_large_frames_end_a_burst_early(counters: Counters) -> None:
         return drop(pkt)
 
     wire.send(bytes(size))
-    frames = Drain(ScriptedDirector(counters, act), [wire.port]).run(wire.port, 0)
+    frames = Drain(ScriptedDirector(counters, act), [wire.port], never).run(wire.port, 0)
     assert frames == -(-BURST_BYTES // size)
     wire.close()
 
 
 def test_a_full_queue_drops_and_says_so(wires: tuple[Wire, Wire], counters: Counters) -> None:
     a, b = wires
-    drain = Drain(ScriptedDirector(counters, to(b)), [a.port, b.port])
+    drain = Drain(ScriptedDirector(counters, to(b)), [a.port, b.port], never)
     for _ in range(4000):
         a.send(FRAME)
         drain.run(a.port, 0)
@@ -314,10 +318,24 @@ def test_writing_to_a_closed_port_is_port_down(
     a, b = wires
     b.port.close()
     a.send(FRAME)
-    Drain(ScriptedDirector(counters, to(b)), [a.port, b.port]).run(a.port, 0)
+    Drain(ScriptedDirector(counters, to(b)), [a.port, b.port], never).run(a.port, 0)
     assert b.port.write_frame(PLAIN_VNET + FRAME) is False
     assert counters.dropped(DropReason.PORT_DOWN) == 2
     assert b.port.error == errno.EBADF
+
+
+def test_a_readable_port_is_drained_and_a_lost_one_reported(
+    wires: tuple[Wire, Wire], counters: Counters
+) -> None:
+    a, b = wires
+    seen: list[Port] = []
+    drain = Drain(ScriptedDirector(counters, to(b)), [a.port, b.port], seen.append)
+    a.send(FRAME)
+    drain.readable(a.port)
+    assert (len(b.received()), seen) == (1, [])
+    a.port.close()
+    drain.readable(a.port)
+    assert seen == [a.port]
 
 
 def test_an_exception_of_the_director_gets_out(
@@ -329,7 +347,7 @@ def test_an_exception_of_the_director_gets_out(
     a, _ = wires
     a.send(FRAME)
     with pytest.raises(ZeroDivisionError):
-        Drain(ScriptedDirector(counters, act), [a.port]).run(a.port, 0)
+        Drain(ScriptedDirector(counters, act), [a.port], never).run(a.port, 0)
 
 
 @pytest.mark.parametrize(
