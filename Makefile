@@ -76,8 +76,7 @@ type: ## mypy --strict
 bench: ## the speed table, side by side with the limit of the device
 	@$(SETUP) build net bench
 	@$(MAKE) pure
-	@$(RUN) bench/memory.py
-	@$(RUN) bench/speed.py $(ARGS)
+	@$(RUN) bench/memory.py; memory=$$?; $(RUN) bench/speed.py $(ARGS) && exit $$memory
 
 fuzz: ## property tests with many more examples (FUZZ_EXAMPLES=5000)
 	@$(SETUP) build
