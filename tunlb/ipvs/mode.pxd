@@ -14,3 +14,4 @@ cpdef void set_outbound(
     ConnTable conns, long long row, Dest dest, unsigned long long laddr_hi, unsigned long long laddr,
     unsigned int dport, unsigned int lport) noexcept
 cpdef unsigned int dport_of(ConnTable conns, long long row, Dest dest) noexcept
+cpdef void keep_client(ConnTable conns, long long row, Dest dest) noexcept

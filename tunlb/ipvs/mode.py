@@ -60,3 +60,10 @@ def set_outbound(
 def dport_of(conns: ConnTable, row: cython.longlong, dest: Dest) -> cython.uint:
     """The dest's port for this conn: its own, or the one that the client asked for."""
     return dest.dport if dest.dport != 0 else conns.d[row * 32 + _D_PORTS] & 0xFFFF
+
+
+def keep_client(conns: ConnTable, row: cython.longlong, dest: Dest) -> None:
+    """The OUTBOUND key of a mode in which the dest sees the client's own address and port."""
+    at: cython.longlong = row * 16
+    cport: cython.uint = conns.d[row * 32 + _D_PORTS] >> 16
+    set_outbound(conns, row, dest, conns.q[at], conns.q[at + 1], dport_of(conns, row, dest), cport)

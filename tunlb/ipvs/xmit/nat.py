@@ -10,9 +10,9 @@ from tunlb.ipvs.mode import Mode
 from tunlb.ipvs.service import Service
 
 if cython.compiled:
-    from cython.cimports.tunlb.ipvs.mode import dport_of, set_outbound
+    from cython.cimports.tunlb.ipvs.mode import keep_client
 else:
-    from tunlb.ipvs.mode import dport_of, set_outbound
+    from tunlb.ipvs.mode import keep_client
 
 
 class Nat(Mode):
@@ -26,16 +26,7 @@ class Nat(Mode):
         dest: Dest,
         now: cython.longlong,
     ) -> cython.int:
-        at: cython.longlong = row * 16
-        set_outbound(
-            conns,
-            row,
-            dest,
-            conns.q[at],
-            conns.q[at + 1],
-            dport_of(conns, row, dest),
-            conns.d[row * 32 + 16] >> 16,
-        )
+        keep_client(conns, row, dest)
         return 0
 
 
