@@ -44,6 +44,7 @@ cdef class Ipvs:
     @cython.locals(conns=ConnTable)
     cdef int _set_state(self, Protocol protocol, long long row, int state, Dest dest, long long now) except -1
     cdef int _send(self, Packet pkt, long long row, int direction, Dest dest) except -1
+    cdef bint _forged(self, Packet pkt) except -1
     cdef int _related(self, Packet pkt, long long now) except -1
     cdef int _schedule(self, Packet pkt, Protocol protocol, long long now) except -1
     @cython.locals(conns=ConnTable)

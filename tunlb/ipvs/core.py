@@ -13,7 +13,25 @@ import cython
 
 from tunlb.counters import Counters, DropReason, Event
 from tunlb.hook import Hook, Point, Verdict
-from tunlb.ipvs.conn import ACTIVE, INBOUND, ONEWAY, ConnTable
+from tunlb.ipvs.conn import (
+    ACTIVE,
+    B_AF,
+    B_FWDMODE,
+    B_PROTO,
+    B_STATE,
+    D_DEST,
+    D_EPOCH,
+    D_LAST_SEEN,
+    D_PACKETS,
+    D_PORTS,
+    D_TIMEOUT,
+    H_FLAGS,
+    H_MTU,
+    H_NEIGH,
+    INBOUND,
+    ONEWAY,
+    ConnTable,
+)
 from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.laddr import LportPool, LportPools
 from tunlb.ipvs.mode import Mode
@@ -85,19 +103,19 @@ _IN_BYTES = cython.declare(cython.int, Event.IPVS_IN_BYTES)
 _MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
 
 # Words of a row, see ipvs/conn.py.
-_B_PROTO = cython.declare(cython.longlong, 72)
-_B_AF = cython.declare(cython.longlong, 73)
-_B_STATE = cython.declare(cython.longlong, 74)
-_B_FWDMODE = cython.declare(cython.longlong, 75)
-_H_FLAGS = cython.declare(cython.longlong, 38)
-_H_NEIGH = cython.declare(cython.longlong, 50)
-_H_MTU = cython.declare(cython.longlong, 52)
-_D_PORTS = cython.declare(cython.longlong, 16)
-_D_LAST_SEEN = cython.declare(cython.longlong, 20)
-_D_TIMEOUT = cython.declare(cython.longlong, 21)
-_D_DEST = cython.declare(cython.longlong, 22)
-_D_PACKETS = cython.declare(cython.longlong, 27)
-_D_EPOCH = cython.declare(cython.longlong, 31)
+_B_PROTO = cython.declare(cython.longlong, B_PROTO)
+_B_AF = cython.declare(cython.longlong, B_AF)
+_B_STATE = cython.declare(cython.longlong, B_STATE)
+_B_FWDMODE = cython.declare(cython.longlong, B_FWDMODE)
+_H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
+_H_NEIGH = cython.declare(cython.longlong, H_NEIGH)
+_H_MTU = cython.declare(cython.longlong, H_MTU)
+_D_PORTS = cython.declare(cython.longlong, D_PORTS)
+_D_LAST_SEEN = cython.declare(cython.longlong, D_LAST_SEEN)
+_D_TIMEOUT = cython.declare(cython.longlong, D_TIMEOUT)
+_D_DEST = cython.declare(cython.longlong, D_DEST)
+_D_PACKETS = cython.declare(cython.longlong, D_PACKETS)
+_D_EPOCH = cython.declare(cython.longlong, D_EPOCH)
 
 
 class ConnTimers(Wheel):
@@ -316,10 +334,14 @@ class Ipvs:
         self.counters.add(_IN_BYTES + direction, length)
         return _ACCEPT
 
+    def _forged(self, pkt: Packet) -> cython.bint:
+        """Is the source nobody's, or one of our own addresses?"""
+        if pkt.saddr_hi == 0 and pkt.saddr == 0:
+            return True
+        return self.addresses.is_local(pkt.saddr_hi, pkt.saddr)
+
     def _related(self, pkt: Packet, now: cython.longlong) -> cython.int:
-        """An ICMP error: if it is about a packet of a conn, pass it on to the side that sent that
-        packet.
-        """
+        """An ICMP error about a packet of a conn goes on to the side that sent that packet."""
         entry: cython.longlong = related.find(pkt, self.conns)
         if entry == -1:
             if self.addresses.is_local(pkt.daddr_hi, pkt.daddr):
@@ -327,6 +349,8 @@ class Ipvs:
             return _ACCEPT
         if entry < 0:
             return pkt.drop(DropReason.ICMP_INVALID)
+        if self._forged(pkt):
+            return pkt.drop(_MARTIAN)
         row: cython.longlong = entry >> 1
         direction: cython.int = entry & 1
         if self._admit(pkt, row, direction, now) != 0:
@@ -356,9 +380,7 @@ class Ipvs:
             return _ACCEPT
         if not protocol.opens(pkt):
             return pkt.drop(_TCP_NOT_SYN)
-        if (pkt.saddr_hi == 0 and pkt.saddr == 0) or self.addresses.is_local(
-            pkt.saddr_hi, pkt.saddr
-        ):
+        if self._forged(pkt):
             # Replies to such a client would come back to us: checked here once, so that packets of
             # conns need not be.
             return pkt.drop(_MARTIAN)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import cython
 
-from tunlb.ipvs.conn import ConnTable
+from tunlb.ipvs.conn import D_PORTS, ConnTable
 from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.laddr import LportPools
 from tunlb.ipvs.service import Service
 
-_D_PORTS = cython.declare(cython.longlong, 16)
+_D_PORTS = cython.declare(cython.longlong, D_PORTS)
 
 
 class Mode:

@@ -31,7 +31,6 @@ else:
     from tunlb.wire import icmp, ipv4, ipv6, tcp, udp, vnet
 
 _ACCEPT = cython.declare(cython.int, Verdict.ACCEPT)
-_STOLEN = cython.declare(cython.int, Verdict.STOLEN)
 _HOST = cython.declare(cython.int, HOST)
 _ETH_P_IP = cython.declare(cython.int, 0x0800)
 _ETH_P_IPV6 = cython.declare(cython.int, 0x86DD)
