@@ -4,3 +4,4 @@ cdef class Counters:
 
     cpdef void drop(self, int reason) noexcept
     cpdef void add(self, int event, unsigned long long n) noexcept
+    cpdef void set(self, int gauge, unsigned long long value) noexcept

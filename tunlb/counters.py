@@ -1,9 +1,10 @@
 """Drop reasons, event counters and the buffer that holds them.
 
 Every frame that tunlb does not forward ends in one :class:`DropReason` (an answer of ours that is
-withheld has one of its own); everything else worth counting is an :class:`Event`. Both are rows of
-one array of unsigned 64-bit integers over a buffer that the caller gives, so that a supervisor that
-shares the buffer reads them without stopping a worker.
+withheld has one of its own); everything else worth counting is an :class:`Event`, and what goes up
+and down is a :class:`Gauge`. All are words of one array of unsigned 64-bit integers over a buffer
+that the caller gives, so that a supervisor that shares the buffer reads them without stopping a
+worker. Numbers are only ever appended: the next version goes on counting in the same array.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ class DropReason(_Sentence):
     TX_REFUSED = 42, "The kernel refused the frame as malformed."
     DEST_GONE = 43, "The conn's dest was removed and its drain time is over."
     RATE_LIMITED = 44, "An answer of ours (ICMP) withheld by its rate limit."
+    HANDOVER_FULL = 45, "The mailbox of the worker that owns the flow is full."
+    PEERS_FULL = 46, "Too many messages for other workers wait in this burst."
 
 
 class Event(_Sentence):
@@ -126,13 +129,27 @@ class Event(_Sentence):
     NETIF_LOST = 24, "Times that a device vanished or failed under us."
     LOOP_REROUTED = 25, "Loops of class A: the kernel routed a packet of ours back into a TUN."
     LOOP_RETURNED = 26, "Loops of class D: another station sent a packet of ours back to us."
+    HANDED_OVER = 27, "Frames handed over to the worker that owns their flow."
+    HANDED_IN = 28, "Frames taken over from another worker."
+    CONN_ADOPTED = 29, "Conns of a former worker that its successor went on with."
 
 
-N_REASONS = max(DropReason) + 1
-N_EVENTS = max(Event) + 1
-SIZE = 8 * (N_REASONS + N_EVENTS)  #: bytes that a Counters needs
+class Gauge(_Sentence):
+    """What goes up and down."""
 
-_EVENT_BASE = cython.declare(cython.int, N_REASONS)
+    HEARTBEAT = 0, "When the worker last let time pass, in ms of the monotonic clock."
+    CONNS = 1, "Rows in use in the conn table."
+    NEIGHS = 2, "Neighbours known or asked for."
+    LPORT_POOLS = 3, "Pools of local ports, one for each laddr and dest endpoint."
+
+
+# Room for those to come, so that a later version finds each where it was.
+EVENT_BASE = 128
+GAUGE_BASE = 256
+SIZE = 8 * 320  #: bytes that a Counters needs
+
+_EVENT_BASE = cython.declare(cython.int, EVENT_BASE)
+_GAUGE_BASE = cython.declare(cython.int, GAUGE_BASE)
 
 
 class Counters:
@@ -156,14 +173,20 @@ class Counters:
     def add(self, event: cython.int, n: cython.ulonglong) -> None:
         self.v[_EVENT_BASE + event] += n
 
+    def set(self, gauge: cython.int, value: cython.ulonglong) -> None:
+        self.v[_GAUGE_BASE + gauge] = value
+
     def dropped(self, reason: int) -> int:
         return int(self.mem[reason])
 
     def event(self, event: int) -> int:
-        return int(self.mem[N_REASONS + event])
+        return int(self.mem[EVENT_BASE + event])
+
+    def gauge(self, gauge: int) -> int:
+        return int(self.mem[GAUGE_BASE + gauge])
 
     def snapshot(self) -> dict[str, int]:
-        """All counters that are not zero: ``{"drop.LOOP": 1, "RX_FRAMES": 7}``."""
+        """All counters that are not zero: ``{"drop.LOOP": 1, "RX_FRAMES": 7}``; no gauges."""
         values = {f"drop.{r.name}": self.dropped(r) for r in DropReason}
         values.update({e.name: self.event(e) for e in Event})
         return {name: value for name, value in values.items() if value}

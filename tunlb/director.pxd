@@ -4,6 +4,7 @@ from tunlb.ipvs.core cimport Ipvs
 from tunlb.neigh cimport NeighTable
 from tunlb.outbox cimport Outbox
 from tunlb.packet cimport Packet
+from tunlb.peers cimport Peers
 from tunlb.pipeline.icmp cimport IcmpErrors
 from tunlb.pipeline.ingress cimport Ingress
 from tunlb.pipeline.ip cimport Ip
@@ -22,6 +23,8 @@ cdef class Director:
     cdef public Ipvs ipvs
     cdef int _n_ports
     cdef dict _modes, _protocols, _services, _dests
+    cdef public Peers peers
+    cdef object _dest_stats, _ids
     cdef list _lingering, _announcements
     cdef long long _swept
 

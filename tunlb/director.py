@@ -5,31 +5,40 @@ Four verbs: :meth:`Director.receive` takes a packet that a port loaded, :meth:`D
 time pass, :meth:`Director.apply` takes a new configuration between two bursts, and ``outbox`` holds
 frames of our own to be written after a burst. ``now`` is milliseconds of a monotonic clock, always
 an argument.
+
+Of several workers each has a director of its own, made from the same configuration. ``peers`` holds
+messages for the others, :meth:`Director.hear` takes theirs. A worker that died is replaced by one
+whose director starts over the same memory and takes its conns back (:meth:`Director.adopt`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import cython
 
 from tunlb.conf import Config, IPAddress
+from tunlb.conf import Dest as DestConf
 from tunlb.conf import Service as ServiceConf
-from tunlb.counters import Counters
+from tunlb.counters import Counters, Event, Gauge
 from tunlb.hook import Hook, Point
 from tunlb.ipvs.conn import ConnTable
 from tunlb.ipvs.core import Defence, Ipvs, IpvsIn
-from tunlb.ipvs.dest import NO_DEST, Dest
+from tunlb.ipvs.dest import NO_DEST, STATS_SIZE, Dest
 from tunlb.ipvs.laddr import LportPools
+from tunlb.ipvs.life import Life
 from tunlb.ipvs.proto import tcp, udp
 from tunlb.ipvs.sched import find as find_scheduler
 from tunlb.ipvs.service import Service, ServiceTable
+from tunlb.ipvs.sharding import Sharding
 from tunlb.ipvs.xmit import find as find_mode
 from tunlb.ipvs.xmit import names as mode_names
 from tunlb.neigh import NeighTable
 from tunlb.netif import ADDRESS, LADDR, VIP, Addresses, Netif
 from tunlb.outbox import Outbox
 from tunlb.packet import Packet
+from tunlb.peers import Peers
 from tunlb.pipeline.hooks import ErrorHandler
 from tunlb.pipeline.icmp import IcmpErrors
 from tunlb.pipeline.ingress import Ingress
@@ -41,8 +50,56 @@ TIMER_BUDGET = (
 )
 ANNOUNCE_MS = (0, 1000, 2000)  #: the burst of gratuitous announcements after a start or a takeover
 SWEEP_MS = 10_000
+DEST_IDS = 65536  #: dests of all services, those that still drain included
 
-DestKey = tuple[str, int, int, int, int]  #: service, proto, daddr, dport
+DestKey = tuple[str, str, int, int, int]  #: service, proto, daddr, dport
+
+
+class Adopted(NamedTuple):
+    """What became of a former worker's rows."""
+
+    kept: int
+    dropped: int
+
+
+class DestIds:
+    """Gives each dest a number that every worker, and every successor of one, knows it by.
+
+    Whoever runs several directors has one of these for all of them.
+    """
+
+    def __init__(self, taken: Mapping[DestKey, int] | None = None) -> None:
+        self.taken: dict[DestKey, int] = dict(taken or {})
+        used = set(self.taken.values())
+        self._next = max(used, default=-1) + 1
+        self._free = sorted(set(range(self._next)) - used, reverse=True)
+
+    def assign(self, config: Config) -> dict[DestKey, int]:
+        """The numbers of a configuration's dests, those known before as before.
+
+        Raises ValueError when there are not enough left.
+        """
+        keys = [dest_key(service, dest) for service in config.services for dest in service.dests]
+        fresh = [key for key in dict.fromkeys(keys) if key not in self.taken]
+        left = len(self._free) + DEST_IDS - self._next
+        if len(fresh) > left:
+            raise ValueError(
+                f"{len(fresh)} new dests, and only {left} of {DEST_IDS} numbers are left: "
+                "removed dests keep theirs until their conns have ended"
+            )
+        for key in fresh:
+            if self._free:
+                self.taken[key] = self._free.pop()
+            else:
+                self.taken[key] = self._next
+                self._next += 1
+        return {key: self.taken[key] for key in keys}
+
+    def forget(self, key: DestKey) -> None:
+        """No director has this dest any more."""
+        index = self.taken.pop(key, None)
+        if index is not None:
+            self._free.append(index)
 
 
 class Director:
@@ -50,7 +107,9 @@ class Director:
 
     ``macs`` maps port names to our MAC addresses (48-bit integers, absent for a TUN). ``seed`` is
     the 64-bit seed shared by directors for consistent hashing. ``on_error`` gets a hook and the
-    exception it raised.
+    exception it raised. ``dest_stats`` (STATS_SIZE * DEST_IDS bytes) and ``neigh_rows`` may be
+    shared memory, as the buffers of ``conns`` and ``counters`` may. ``sharding`` is None for the
+    only worker.
     """
 
     def __init__(
@@ -63,12 +122,20 @@ class Director:
         seed: int,
         on_error: ErrorHandler,
         hooks: Sequence[Hook] = (),
+        dest_stats: memoryview | None = None,
+        neigh_rows: memoryview | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         self.config = config
         self.counters = counters
         self.seed = seed
         self.packet = Packet()
         self.outbox = Outbox(counters)
+        self.peers = (
+            None if sharding is None else Peers(sharding.worker, sharding.workers, counters)
+        )
+        self._dest_stats = dest_stats
+        self._ids = DestIds()
         self.netifs = [
             Netif(i, port.name, macs.get(port.name, 0), port.mtu, tun=port.type == "tun")
             for i, port in enumerate(config.ports)
@@ -76,14 +143,15 @@ class Director:
         self._n_ports = len(self.netifs)
         addresses = Addresses()
         routes = RouteTable()
-        self.neighs = NeighTable(counters, addresses, self.outbox)
+        self.neighs = NeighTable(counters, addresses, self.outbox, self.peers, neigh_rows)
         self.ip = Ip(counters, addresses, routes, self.neighs, on_error)
         self.icmp = IcmpErrors(counters, addresses, self.ip, self.outbox)
         self.ingress = Ingress(self.ip, self.neighs)
-        pools = LportPools()
+        pools = LportPools() if sharding is None else LportPools(sharding.workers, sharding.worker)
         protocols = [tcp.PROTOCOL(), udp.PROTOCOL()]
         modes = [find_mode(name)(pools) for name in mode_names()]
-        self.ipvs = Ipvs(counters, conns, self.neighs, routes, addresses, pools, protocols, modes)
+        life = Life(counters, conns, pools, protocols, modes)
+        self.ipvs = Ipvs(counters, life, self.neighs, routes, addresses, sharding)
         for hook in (Defence(), IpvsIn(self.ipvs), *hooks):
             self.ip.chain(Point(hook.point)).register(hook)
         self._modes = {name: find_mode(name).number for name in mode_names()}
@@ -119,12 +187,28 @@ class Director:
         if now - self._swept >= SWEEP_MS:
             self._swept = now
             self._sweep(now)
+        self.counters.set(Gauge.CONNS, self.ipvs.conns.count)
+        self.counters.set(Gauge.NEIGHS, len(self.neighs))
+        self.counters.set(Gauge.LPORT_POOLS, len(self.ipvs.pools))
+        self.counters.set(Gauge.HEARTBEAT, now)
+
+    def hear(self, message: bytes, now: int) -> None:
+        """A message that another worker's director put into its ``peers``."""
+        self.neighs.hear(message, now)
 
     # -- configuration
 
-    def start(self, now: int) -> None:
+    def start(self, now: int, ids: Mapping[DestKey, int] | None = None) -> None:
         """Apply the configuration that the director was made with."""
-        self.apply(self.config, now)
+        self.apply(self.config, now, ids)
+
+    def adopt(self, now: int) -> Adopted:
+        """Go on with the conns and neighbours of a former worker, before the first packet."""
+        self.neighs.adopt(now)
+        dropped = int(self.ipvs.life.adopt(now))
+        kept = int(self.ipvs.conns.count)
+        self.counters.add(Event.CONN_ADOPTED, kept)
+        return Adopted(kept, dropped)
 
     def announce(self, now: int) -> None:
         """Tell every neighbour that our addresses are here: at the start, at a takeover, when a
@@ -132,8 +216,11 @@ class Director:
         """
         self._announcements = [now + delay for delay in ANNOUNCE_MS]
 
-    def apply(self, config: Config, now: int) -> None:
-        """Take a new configuration. Conns survive; dests that are gone or quiescent drain."""
+    def apply(self, config: Config, now: int, ids: Mapping[DestKey, int] | None = None) -> None:
+        """Take a new configuration. Conns survive; dests that are gone or quiescent drain.
+
+        ``ids`` are the numbers of its dests (see DestIds), None where nobody else knows them.
+        """
         staying = {service.name: (service.vaddr, service.laddrs) for service in config.services}
         for service in self.config.services:
             # Clients still speak to the VIP, and dests to the laddrs, of what is removed.
@@ -141,7 +228,7 @@ class Director:
                 self._lingering.append((now + round(service.drain_s * 1000), service))
         self.config = config
         self._wire(now)
-        self._apply_services(config, now)
+        self._apply_services(config, now, self._ids.assign(config) if ids is None else ids)
 
     def _wire(self, now: int) -> None:
         """Interfaces, addresses, routes and static neighbours, made anew from the configuration."""
@@ -180,6 +267,7 @@ class Director:
         self.ipvs.addresses = addresses
         self.ipvs.routes = routes
         self.neighs.addresses = addresses
+        self.neighs.netifs = {(netif.queue, netif.vid): netif for netif in self.netifs}
         self.neighs.forget_static()
         for static in self.config.neighs:
             self.neighs.add_static(by_name[static.port], *pair(static.addr), bytes(static.mac))
@@ -223,7 +311,7 @@ class Director:
             return max(holding, key=lambda found: found[0])[1]
         return next((netif for netif in self.netifs if netif.tun), None)
 
-    def _apply_services(self, config: Config, now: int) -> None:
+    def _apply_services(self, config: Config, now: int, ids: Mapping[DestKey, int]) -> None:
         table = ServiceTable()
         services: dict[str, Service] = {}
         kept: set[DestKey] = set()
@@ -232,9 +320,9 @@ class Director:
             services[line.name] = service
             dests = []
             for dest_line in line.dests:
-                key = (line.name, service.proto, *pair(dest_line.daddr), dest_line.dport or 0)
+                key = dest_key(line, dest_line)
                 kept.add(key)
-                dest = self._make_dest(key, dest_line.daddr.version)
+                dest = self._make_dest(key, ids[key], dest_line.daddr.version)
                 self._set_weight(dest, dest_line.weight, service, now)
                 dest.fwdmode = self._modes[dest_line.fwdmode]
                 dest.max_conn = dest_line.max_conn
@@ -274,23 +362,22 @@ class Director:
             round(line.drain_s * 1000),
         )
         if old is not None:
-            service.conns = old.conns
             service.next_laddr = old.next_laddr % max(1, len(service.laddrs))
         return service
 
-    def _make_dest(self, key: DestKey, af: int) -> Dest:
+    def _make_dest(self, key: DestKey, index: int, af: int) -> Dest:
         """The dest with this identity, known or new; a removed one that comes back is available
         again.
         """
         dest = self._dests.get(key)
         if dest is None:
+            stats = self._dest_stats
+            if stats is not None:
+                stats = stats[index * STATS_SIZE : (index + 1) * STATS_SIZE]
+            dest = Dest(index, af, *key[2:], stats=stats)
             dests = self.ipvs.dests
-            index = next((i for i, slot in enumerate(dests) if slot is NO_DEST), len(dests))
-            dest = Dest(index, af, *key[2:])
-            if index == len(dests):
-                dests.append(dest)
-            else:
-                dests[index] = dest
+            dests.extend([NO_DEST] * (index + 1 - len(dests)))
+            dests[index] = dest
             self._dests[key] = dest
         elif not dest.available:
             dest.available = True
@@ -310,9 +397,11 @@ class Director:
         services needed.
         """
         for key, dest in list(self._dests.items()):
-            if not dest.available and dest.actconns + dest.inactconns == 0:
+            if not dest.available and dest.load() == 0:
                 del self._dests[key]
-                self.ipvs.dests[dest.id] = NO_DEST
+                self._ids.forget(key)
+                if self.ipvs.dests[dest.id] is dest:
+                    self.ipvs.dests[dest.id] = NO_DEST
         self.ipvs.pools.sweep()
         if any(until <= now for until, _ in self._lingering):
             self._wire(now)
@@ -330,6 +419,11 @@ class Director:
             "neighs": len(self.neighs),
             "lport_pools": len(self.ipvs.pools),
         }
+
+
+def dest_key(service: ServiceConf, dest: DestConf) -> DestKey:
+    """What tells a dest from all others."""
+    return service.name, service.proto, *pair(dest.daddr), dest.dport or 0
 
 
 def pair(address: IPAddress) -> tuple[int, int]:

@@ -3,6 +3,7 @@ from tunlb.counters cimport Counters
 from tunlb.netif cimport Addresses, Netif
 from tunlb.outbox cimport Outbox
 from tunlb.packet cimport Packet
+from tunlb.peers cimport Peers
 from tunlb.timers cimport Wheel
 
 @cython.final
@@ -20,6 +21,9 @@ cdef class NeighTable(Wheel):
     cdef public Counters counters
     cdef public Addresses addresses
     cdef public Outbox outbox
+    cdef public Peers peers
+    cdef public object rows
+    cdef public dict netifs
     cdef public list entries
     cdef public unsigned int epoch
     cdef dict _by_key
@@ -29,7 +33,8 @@ cdef class NeighTable(Wheel):
     cpdef int resolve(self, Netif netif, unsigned long long hi, unsigned long long lo, long long now) except -1
     cpdef int output(self, Packet pkt, long long now) except -1
     cdef int _queue(self, NeighEntry entry, Packet pkt, long long now) except -1
-    cdef _request(self, NeighEntry entry, long long now)
+    cdef _request(self, NeighEntry entry, long long now, bytes known)
     cpdef long long fire(self, int index, long long now) except? -1
     cpdef int arp_input(self, Packet pkt, long long now) except -1
     cpdef int nd_input(self, Packet pkt, long long now) except -1
+    cdef bint _speaks(self) except -1

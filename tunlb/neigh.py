@@ -17,6 +17,13 @@ a second an address.
 
 An entry's index is handed to conns, so a deleted entry that a conn may hold (``pinned``) changes
 ``epoch``: rows with an older epoch resolve their neighbours anew.
+
+Of several workers only worker 0 speaks on the wire, so that there is one request for an address and
+one answer for ours. Every worker has a table, states and limits of its own; where it would send a
+request, it ASKs worker 0, and what worker 0 learns it TELLs everyone (:mod:`tunlb.neighrows`). Who
+has no entry forgets that at once: a later ASK of his is answered without the wire. What a conn's
+ACKs confirm at another worker KEEPs the entry of worker 0, which has to look at the gratuitous
+claims about it.
 """
 
 from __future__ import annotations
@@ -24,9 +31,11 @@ from __future__ import annotations
 import cython
 
 from tunlb.counters import Counters, DropReason, Event
+from tunlb.neighrows import ASK, KEEP, ROW_SIZE, TELL, Message, NeighRows, pack, parse
 from tunlb.netif import NOWHERE, Addresses, Netif
 from tunlb.outbox import PLAIN_VNET, Outbox, copy_of
 from tunlb.packet import VNET_LEN, Packet
+from tunlb.peers import Peers
 from tunlb.timers import Wheel
 from tunlb.wire import arp, nd
 
@@ -38,6 +47,7 @@ else:
 NEIGH_MAX = 1024
 QUEUE_MAX = 128
 REQUEST_INTERVAL_MS = 1000
+NEIGH_ROWS_SIZE = (NEIGH_MAX + 1) * ROW_SIZE  #: bytes of the rows of a table
 
 NONE = 0
 SEND = 1
@@ -96,13 +106,29 @@ class NeighEntry:
 
 
 class NeighTable(Wheel):
-    """Every neighbour of every interface, and the timers of their states."""
+    """Every neighbour of every interface, and the timers of their states.
 
-    def __init__(self, counters: Counters, addresses: Addresses, outbox: Outbox) -> None:
+    ``peers`` leads to the other workers; None: there are none. ``rows`` (NEIGH_ROWS_SIZE writable
+    bytes, zeroed when new) mirrors each entry that has a MAC address, for the next incarnation to
+    :meth:`adopt`; None: nobody will. ``netifs`` has every interface by (queue, vid): what peers and
+    rows call it.
+    """
+
+    def __init__(
+        self,
+        counters: Counters,
+        addresses: Addresses,
+        outbox: Outbox,
+        peers: Peers | None = None,
+        rows: memoryview | bytearray | None = None,
+    ) -> None:
         super().__init__(NEIGH_MAX + 1, 1024, 250)
         self.counters = counters
         self.addresses = addresses
         self.outbox = outbox
+        self.peers = Peers(0, 1, counters) if peers is None else peers
+        self.rows = None if rows is None else NeighRows(rows)
+        self.netifs: dict[tuple[int, int], Netif] = {}
         # Index 0 means "not decided"; nobody also sits where an entry was deleted.
         self._nobody = NeighEntry(0, NOWHERE, 0, 0)
         self.entries = [self._nobody]
@@ -169,6 +195,7 @@ class NeighTable(Wheel):
         self.cancel(index)
         entry.state = NOARP
         entry.set_mac(mac)
+        self._mirror(entry)
         self._release(entry)
 
     def forget_static(self) -> None:
@@ -195,7 +222,7 @@ class NeighTable(Wheel):
         if entry.state < _REACHABLE:
             return self._queue(entry, pkt, now)
         if entry.state == _PROBE:
-            self._request(entry, now)
+            self._request(entry, now, b"")
         ether.push(pkt, entry.prefix)
         return 1
 
@@ -206,7 +233,7 @@ class NeighTable(Wheel):
         vnet.emit(pkt)
         entry.queue.append(copy_of(pkt))
         self.counters.add(Event.NEIGH_QUEUED, 1)
-        self._request(entry, now)
+        self._request(entry, now, b"")
         return 2
 
     # -- states
@@ -215,13 +242,13 @@ class NeighTable(Wheel):
         entry.state = state
         self.schedule(entry.index, now, STATE_TIMEOUT_MS[state])
 
-    def _request(self, entry: NeighEntry, now: cython.longlong) -> None:
+    def _request(self, entry: NeighEntry, now: cython.longlong, known: bytes) -> None:
         """Ask for the entry, at most once a second: by broadcast or group while unknown, by unicast
-        to verify.
+        to verify, and where another worker still knows it (``known``) when we do not.
         """
         if now - entry.requested < _REQUEST_INTERVAL:
             return
-        to = entry.mac if entry.state >= REACHABLE else b""
+        to = entry.mac if entry.state >= REACHABLE else known if entry.state == NONE else b""
         if not self._send_request(entry, to):
             return
         entry.requested = now
@@ -232,6 +259,8 @@ class NeighTable(Wheel):
 
     def _send_request(self, entry: NeighEntry, to: bytes) -> bool:
         netif = entry.netif
+        if not self._speaks():
+            return self.peers.put(0, self._message(ASK, entry, to, 0))
         is_v4 = entry.hi == 0 and entry.lo >> 32 == _MAPPED_PREFIX
         source = self.addresses.primary(netif, 4 if is_v4 else 6)
         if source is None:
@@ -251,12 +280,31 @@ class NeighTable(Wheel):
         return self.outbox.put(netif, PLAIN_VNET + frame)
 
     def _learn(self, entry: NeighEntry, mac: bytes, now: int) -> None:
-        """An answer that we asked for: take its MAC address and let the waiting packets go."""
+        """An answer that we asked for: take its MAC address, and tell the other workers."""
+        self._take(entry, mac, now, now)
+        if self._speaks():
+            self.peers.tell_all(self._message(TELL, entry, mac, now))
+
+    def _take(self, entry: NeighEntry, mac: bytes, confirmed: int, now: int) -> None:
+        """``mac`` was right at ``confirmed``: it is reachable, and the waiting packets go."""
+        # What our own traffic says later counts for its own MAC address only.
+        entry.confirmed = max(confirmed, entry.confirmed) if mac == entry.mac else confirmed
         entry.set_mac(mac)
-        entry.confirmed = now
         entry.asking = False
-        self._enter(entry, NUD[RECV_ARP][entry.state], now)
+        entry.state = NUD[RECV_ARP][entry.state]
+        self.schedule(entry.index, now, entry.confirmed + STATE_TIMEOUT_MS[REACHABLE] - now)
+        self._mirror(entry)
         self._release(entry)
+
+    def _mirror(self, entry: NeighEntry) -> None:
+        if self.rows is None:
+            return
+        if REACHABLE <= entry.state < NOARP:
+            self.rows.write(
+                entry.index, entry.netif, entry.hi, entry.lo, entry.mac, entry.confirmed
+            )
+        else:
+            self.rows.clear(entry.index)
 
     def _release(self, entry: NeighEntry) -> None:
         waiting, entry.queue = entry.queue, []
@@ -273,12 +321,16 @@ class NeighTable(Wheel):
         timeout = STATE_TIMEOUT_MS[entry.state]
         if entry.state >= REACHABLE and entry.confirmed >= 0 and now - entry.confirmed < timeout:
             entry.state = NUD[ACK_CONFIRM][entry.state]
+            self._mirror(entry)
+            if not self._speaks():
+                self.peers.put(0, self._message(KEEP, entry, entry.mac, now))
             return int(entry.confirmed + STATE_TIMEOUT_MS[REACHABLE] - now)
         if entry.state == NONE:
             self._delete(entry)
             return 0
         entry.state = NUD[TIMEOUT][entry.state]
         if entry.state == NONE:
+            self._mirror(entry)
             self._discard(entry)
         return STATE_TIMEOUT_MS[entry.state]
 
@@ -290,6 +342,8 @@ class NeighTable(Wheel):
     def _delete(self, entry: NeighEntry) -> None:
         self._discard(entry)
         self.cancel(entry.index)
+        if self.rows is not None:
+            self.rows.clear(entry.index)
         del self._by_key[(entry.netif.index, entry.hi, entry.lo)]
         self.entries[entry.index] = self._nobody
         self._free.append(entry.index)
@@ -299,7 +353,10 @@ class NeighTable(Wheel):
     # -- ARP and ND input: cold, so in plain bytes
 
     def arp_input(self, pkt: Packet, now: cython.longlong) -> cython.int:
-        """An ARP packet (DPVS: neigh_resolve_input). STOLEN when it was good."""
+        """An ARP packet (DPVS: neigh_resolve_input). STOLEN when it was good, or worker 0's."""
+        if not self._speaks() and not pkt.handed:
+            pkt.owner = 0
+            return 2
         netif: Netif = pkt.iif
         body = bytes(pkt.mem[pkt.l3 : pkt.end])
         if not arp.is_ethernet_ipv4(body):
@@ -325,6 +382,9 @@ class NeighTable(Wheel):
         netif: Netif = pkt.iif
         if netif.tun or icmp.verify(pkt) != 0:
             return pkt.drop(DropReason.ND_INVALID)
+        if not self._speaks() and not pkt.handed:
+            pkt.owner = 0
+            return 2
         message = nd.parse(pkt)
         if message is None or (
             message.mac and not self._may_claim(message.claim[1], message.mac, message.claim[0])
@@ -351,9 +411,7 @@ class NeighTable(Wheel):
             # 4.4).
             entry = self.lookup(netif, message.target[0], message.target[1])
             if entry is not None and entry.asking and DELAY >= entry.state >= REACHABLE:
-                entry.confirmed = now
-                entry.asking = False
-                self._enter(entry, REACHABLE, now)
+                self._learn(entry, entry.mac, now)
         return 2
 
     def _may_claim(self, lo: int, mac: bytes, hi: int = 0) -> bool:
@@ -384,6 +442,8 @@ class NeighTable(Wheel):
         """A gratuitous ARP or unsolicited advertisement for each address that is ours (RFC 5227,
         RFC 4861 7.2.6).
         """
+        if not self._speaks():
+            return
         for netif, hi, lo, _ in self.addresses.items():
             if netif.tun:
                 continue
@@ -394,6 +454,94 @@ class NeighTable(Wheel):
                 frame = nd.advertise(netif, (hi, lo), None, nd.ALL_NODES_MAC)
             self.counters.add(Event.NEIGH_ANNOUNCEMENTS, 1)
             self.outbox.put(netif, PLAIN_VNET + frame)
+
+    # -- between workers
+
+    def _speaks(self) -> cython.bint:
+        """Is it this worker that speaks ARP and ND on the wire?"""
+        return self.peers.worker == 0
+
+    def _message(self, kind: int, entry: NeighEntry, mac: bytes, now: int) -> bytes:
+        age = now - entry.confirmed
+        return pack(kind, self.peers.worker, entry.netif, entry.hi, entry.lo, mac, age)
+
+    def hear(self, message: bytes, now: int) -> None:
+        """A message from another worker; what makes no sense is ignored."""
+        heard = parse(message)
+        if heard is None or not self._is_peer(heard.sender):
+            return
+        netif = self._place(heard.queue, heard.vid, heard.hi, heard.lo, heard.mac)
+        if netif is None:
+            return
+        entry = None
+        if heard.kind == TELL and heard.sender == 0:
+            entry = self.lookup(netif, heard.hi, heard.lo)
+        elif heard.kind != TELL and self._speaks():
+            entry = self.entries[self.resolve(netif, heard.hi, heard.lo, now)]
+        if entry is None or entry is self._nobody or entry.state == NOARP:
+            return
+        if heard.kind == ASK:
+            self._asked(entry, heard, now)
+        elif heard.kind == KEEP and entry.state >= REACHABLE and entry.mac != heard.mac:
+            self._doubt(entry, now)
+        else:
+            self._take(entry, heard.mac, now - heard.age, now)
+
+    def _is_peer(self, worker: int) -> bool:
+        return worker < self.peers.workers and worker != self.peers.worker
+
+    def _place(self, queue: int, vid: int, hi: int, lo: int, mac: bytes) -> Netif | None:
+        """The interface that a row or a message names; None when what it says cannot be true."""
+        netif = self.netifs.get((queue, vid))
+        if netif is None or netif.tun or mac == netif.mac_bytes:
+            return None
+        allowed = self._may_claim(lo, mac, hi) if mac else not self.addresses.is_local(hi, lo)
+        return netif if allowed else None
+
+    def _asked(self, entry: NeighEntry, heard: Message, now: int) -> None:
+        """Answer what is known; else ask the wire, for all who want to know."""
+        timeout = STATE_TIMEOUT_MS[REACHABLE]
+        if entry.state >= REACHABLE and entry.confirmed >= 0 and now - entry.confirmed < timeout:
+            self.peers.put(heard.sender, self._message(TELL, entry, entry.mac, now))
+        else:
+            self._request(entry, now, heard.mac)
+
+    def _doubt(self, entry: NeighEntry, now: int) -> None:
+        """Another worker's conns confirm another MAC address: one of us missed something. Ask the
+        station that we know: its answer tells everyone; without one it is soon forgotten, and the
+        other one kept or asked for.
+        """
+        if entry.state != DELAY:
+            entry.confirmed = -1
+            self._mirror(entry)
+            self._enter(entry, PROBE, now)
+            self._request(entry, now, b"")
+
+    # -- from one incarnation to the next
+
+    def adopt(self, now: int) -> int:
+        """Take back the neighbours of the rows, and clear the rows that make no sense; how many
+        came back. To be called once ``netifs``, addresses and static neighbours are set.
+        """
+        if self.rows is None:
+            return 0
+        kept = 0
+        # Read whole before anything is written: an entry's new index gives it another row.
+        for row in self.rows.read():
+            netif = self._place(row.queue, row.vid, row.hi, row.lo, row.mac)
+            if netif is None or row.confirmed > now or self.lookup(netif, row.hi, row.lo):
+                continue
+            entry = self._new((netif.index, row.hi, row.lo), netif)
+            if entry is None:
+                break
+            kept += 1
+            self._take(entry, row.mac, row.confirmed, now)
+            if row.confirmed < 0 or now - row.confirmed >= STATE_TIMEOUT_MS[REACHABLE]:
+                self._enter(entry, PROBE, now)
+        for index in range(len(self.rows)):
+            if index >= len(self.entries) or not REACHABLE <= self.entries[index].state < NOARP:
+                self.rows.clear(index)
+        return kept
 
 
 def _mapped(address: bytes) -> int:

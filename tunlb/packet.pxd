@@ -15,7 +15,8 @@ cdef class Packet:
     cdef public int neigh, reason, err_type, err_code
     cdef public unsigned int err_info, mark
     cdef public int csum_start, csum_offset, gso_type, gso_size
-    cdef public bint data_valid
+    cdef public bint data_valid, handed
+    cdef public int owner
 
     cpdef void reset(self, int start, int end) noexcept
     cpdef int drop(self, int reason) noexcept

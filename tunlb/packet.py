@@ -54,7 +54,8 @@ class Packet:
     ``end`` (one past the last byte that counts). Addresses are (hi, lo) pairs of unsigned 64 bits,
     IPv4 as ``::ffff:a.b.c.d``. ``neigh`` is the index of the neighbour to send to (0: not decided),
     ``reason`` the DropReason behind a DROP, and ``err_type`` >= 0 asks the one who counts the drop
-    to send an ICMP error about it.
+    to send an ICMP error about it. ``owner`` >= 0 beside STOLEN asks for a hand-over to that
+    worker; ``handed`` says that it came by one.
     """
 
     def __init__(self) -> None:
@@ -98,6 +99,8 @@ class Packet:
         self.gso_size = 0
         self.data_valid = False
         self.mark = 0
+        self.owner = -1
+        self.handed = False
 
     def load(self, frame: bytes, iif: Netif) -> None:
         """Put a frame in as a port of ``iif`` reads it, virtio-net header first."""

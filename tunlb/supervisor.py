@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
-import mmap
 import os
 import secrets
 import signal
@@ -25,14 +24,14 @@ from tunlb import links
 from tunlb.conf import Config, ConfigError, IPAddress, diff, live, load
 from tunlb.conf import Hook as HookConf
 from tunlb.conf import Port as PortConf
-from tunlb.counters import SIZE as COUNTERS_SIZE
 from tunlb.counters import Counters
 from tunlb.director import Director, owned
 from tunlb.hook import Hook, Point
-from tunlb.ipvs.conn import ROW_SIZE, ConnTable, hash_secret
+from tunlb.ipvs.conn import ConnTable, hash_secret
 from tunlb.log import Logger, LogSettings
 from tunlb.loop import Worker
 from tunlb.netif import Netif
+from tunlb.shared import Shared
 from tunlb.tap import Device, DeviceError, Port, monotonic_ms, open_device
 
 HOOK_LOG_INTERVAL_S = 1.0
@@ -40,16 +39,6 @@ HOOK_LOG_INTERVAL_S = 1.0
 
 class StartError(Exception):
     """tunlb cannot start as configured; the text says what to do."""
-
-
-def shared_buffer(name: str, size: int) -> memoryview:
-    """``size`` zeroed bytes in a memfd; pages cost memory once they are used."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, size)
-        return memoryview(mmap.mmap(fd, size))
-    finally:
-        os.close(fd)
 
 
 def load_hook(line: HookConf) -> Hook:
@@ -127,10 +116,10 @@ class Supervisor:
         loop starts.
         """
         hooks = [load_hook(line) for line in self.config.hooks]
-        counters = Counters(shared_buffer("tunlb-counters", COUNTERS_SIZE))
         conn_max = self.config.tunlb.conn_max
-        rows = shared_buffer("tunlb-conns", ROW_SIZE * conn_max)
-        conns = ConnTable(conn_max, hash_secret(secrets.token_bytes(32)), rows)
+        memory = Shared.create(0, conn_max)
+        counters = Counters(memory.counters)
+        conns = ConnTable(conn_max, hash_secret(secrets.token_bytes(32)), memory.conns)
         devices = []
         for line in self.config.ports:
             devices.append(self._open(line))
@@ -144,6 +133,8 @@ class Supervisor:
             seed=self._seed(),
             on_error=HookErrors(self.log),
             hooks=hooks,
+            dest_stats=memory.dests,
+            neigh_rows=memory.neighs,
         )
         self.ports = [
             Port(netif, device.fd, counters, device.offloads)

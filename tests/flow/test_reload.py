@@ -28,6 +28,7 @@ from tests.flow.kit import (
     the_dest,
 )
 from tunlb.hook import Verdict
+from tunlb.ipvs.dest import CONNS, IN_BYTES, IN_PACKETS
 from tunlb.testing.checkers import check, ether, icmp, ip
 from tunlb.testing.frames import echo, eth, tcp, vnet
 from tunlb.testing.frames import ip as packet
@@ -62,7 +63,8 @@ def test_the_same_again_changes_nothing(net: Net) -> None:
     assert states(rig) == ["ESTABLISHED"]
     assert rig.counters() == conn.counted()
     known = the_dest(rig)
-    assert (known.actconns, known.in_packets, known.in_bytes) == (1, conn.packets[0], conn.bytes[0])
+    assert known.actconns == 1
+    assert (known.stats[IN_PACKETS], known.stats[IN_BYTES]) == (conn.packets[0], conn.bytes[0])
 
 
 def test_a_service_is_added(net: Net) -> None:
@@ -147,7 +149,7 @@ def test_a_removed_dest_comes_back(net: Net) -> None:
     assert the_dest(rig, net.dest) is known
     rig.advance(DRAIN_S * 1000)
     conn.up("PA", b"still here")
-    assert (known.actconns, known.in_packets) == (1, conn.packets[0])
+    assert (known.actconns, known.stats[IN_PACKETS]) == (1, conn.packets[0])
 
 
 def test_a_drained_dest_is_forgotten(net: Net) -> None:
@@ -167,11 +169,11 @@ def test_weights_of_a_wrr(net: Net) -> None:
     rig = Rig(config(net, dest(net), other, scheduler="wrr"))
     for cport in range(10):
         one(rig.receive("wan", syn(net, 100 + cport)))
-    assert [the_dest(rig, a).conns for a in (net.dest, net.dest2)] == [5, 5]
+    assert [the_dest(rig, a).stats[CONNS] for a in (net.dest, net.dest2)] == [5, 5]
     rig.reload(config(net, dest(net, weight=4), other, scheduler="wrr"))
     for cport in range(10):
         one(rig.receive("wan", syn(net, 200 + cport)))
-    assert [the_dest(rig, a).conns for a in (net.dest, net.dest2)] == [13, 7]
+    assert [the_dest(rig, a).stats[CONNS] for a in (net.dest, net.dest2)] == [13, 7]
 
 
 def test_the_rotation_goes_on(net: Net) -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.property.corpus import EDITS, KINDS, LB, TAP_CONFIG, Feed
 from tunlb.conf import loads
-from tunlb.ipvs import conn as c
 from tunlb.testing import frames as f
+from tunlb.testing.audit import audit
 
 CONN_MAX = 16  # of the corpus' directors: full after a few SYNs
 
@@ -52,42 +52,6 @@ def flood(feed: Feed, first: int, count: int) -> None:
         feed.rig.receive("lb0", f.vnet(f.eth(LB, f"02:00:00:00:01:{i % 256:02x}", payload=segment)))
 
 
-def audit(feed: Feed) -> None:
-    """Every book of the director, held against the rows of its table."""
-    director = feed.rig.director
-    ipvs, conns = director.ipvs, director.ipvs.conns
-    q, d = conns.mem.cast("Q"), conns.mem.cast("I")
-    h, b = conns.mem.cast("H"), conns.mem.cast("B")
-    rows = list(conns.rows())
-    assert conns.count == len(rows) <= CONN_MAX
-    assert ipvs.timers.count == len(rows)
-    active: dict[int, int] = {}
-    inactive: dict[int, int] = {}
-    for row in rows:
-        assert ipvs.timers.scheduled(row)
-        flags, dest_id = h[row * 64 + c.H_FLAGS], d[row * 32 + c.D_DEST]
-        for direction in range(1 if flags & c.ONEWAY else 2):
-            at = row * 16 + 4 * direction
-            ports = d[row * 32 + c.D_PORTS + direction]
-            entry = conns.find(
-                q[at], q[at + 1], q[at + 2], q[at + 3], ports, b[row * 128 + c.B_PROTO]
-            )
-            assert entry >> 1 == row
-        counted = active if flags & c.ACTIVE else inactive
-        counted[dest_id] = counted.get(dest_id, 0) + 1
-    for dest in ipvs.dests:
-        if dest is not None:
-            assert dest.actconns == active.pop(dest.id, 0)
-            assert dest.inactconns == inactive.pop(dest.id, 0)
-    assert active == inactive == {}
-    # Every lport that is out belongs to a row: ending all conns gives every one of them back.
-    for row in rows:
-        ipvs.end(row)
-    assert conns.count == ipvs.timers.count == 0
-    ipvs.pools.sweep()
-    assert len(ipvs.pools) == 0
-
-
 @given(taken=lives)
 @settings(deadline=None)
 def test_the_books_agree_after_any_life(taken: list[tuple[str, int, object]]) -> None:
@@ -104,7 +68,7 @@ def test_the_books_agree_after_any_life(taken: list[tuple[str, int, object]]) ->
         else:
             assert isinstance(second, int)
             feed.rig.director.apply(loads(without(first, second)), feed.rig.now)
-    audit(feed)
+    audit(feed.rig.director)
 
 
 @given(taken=lives)
@@ -130,4 +94,4 @@ def test_the_books_agree_after_the_good_frames() -> None:
     for i in range(len(feed.kind.frames)):
         feed.read((i, [], 0))
     assert feed.rig.counters()["drop.CONN_EXISTS"] == 1
-    audit(feed)
+    audit(feed.rig.director)

@@ -84,6 +84,6 @@ def test_workers_never_share_a_port(endpoints: list[tuple[int, int, int]]) -> No
     assert all(len(pools) == len(set(endpoints)) for pools in workers)
     for pools in workers:
         for taken in out:
-            pools.give(*taken)
+            pools.pool(*taken[:5]).give(taken[5])
         pools.sweep()
         assert len(pools) == 0

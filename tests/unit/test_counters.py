@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunlb.counters import N_EVENTS, N_REASONS, SIZE, Counters, DropReason, Event
+from tunlb.counters import EVENT_BASE, GAUGE_BASE, SIZE, Counters, DropReason, Event, Gauge
 
 
 def test_every_counter_has_a_slot_of_its_own() -> None:
@@ -14,8 +14,14 @@ def test_every_counter_has_a_slot_of_its_own() -> None:
             counters.drop(reason)
     for n, event in enumerate(Event, start=1000):
         counters.add(event, n)
-    assert [counters.dropped(r) for r in DropReason] == list(range(1, N_REASONS + 1))
-    assert [counters.event(e) for e in Event] == list(range(1000, 1000 + N_EVENTS))
+    for n, gauge in enumerate(Gauge, start=2000):
+        counters.set(gauge, n)
+    assert [counters.dropped(r) for r in DropReason] == list(range(1, len(DropReason) + 1))
+    assert [counters.event(e) for e in Event] == list(range(1000, 1000 + len(Event)))
+    assert [counters.gauge(g) for g in Gauge] == list(range(2000, 2000 + len(Gauge)))
+    assert max(DropReason) < EVENT_BASE
+    assert EVENT_BASE + max(Event) < GAUGE_BASE
+    assert 8 * (GAUGE_BASE + max(Gauge)) < SIZE
     names = {f"drop.{reason.name}" for reason in DropReason} | {event.name for event in Event}
     assert counters.snapshot().keys() == names
 

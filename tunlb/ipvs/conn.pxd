@@ -12,9 +12,11 @@ cdef class ConnTable:
     cdef unsigned char* b
     cdef unsigned int* heads
     cdef unsigned long long* keys
+    cdef unsigned long long* header
     cdef public unsigned int mask
     cdef public long long count
-    cdef long long _fresh, _free
+    cdef readonly long long fresh
+    cdef long long _free
 
     @cython.locals(k="unsigned long long*")
     cpdef unsigned int hash_tuple(
@@ -29,4 +31,6 @@ cdef class ConnTable:
     cpdef bint link(self, long long row) noexcept
     cpdef void unlink(self, long long row) noexcept
     cpdef void free(self, long long row) noexcept
+    cpdef void discard(self, long long row) noexcept
+    cpdef bint adopt(self, long long row) noexcept
     cpdef bint valid(self, long long row) noexcept

@@ -15,8 +15,9 @@ multilinear over 32-bit words with secret 64-bit multipliers (Lemire & Kaser, "S
 string hashing is fast", 2014): any two keys collide with probability 2**-32 for whoever does not
 know them. Heads are sized for the full table when it is made, so there is never a rehash.
 
-Only rows are meant to be shared or to survive a worker: heads and the free list can be rebuilt from
-them.
+Rows are shared, and survive the worker. Before them lies a header of a page, of which this module
+uses one word: how many rows were ever in use (:data:`HEADER_FRESH`), so that a successor need not
+look at the others. Heads and the free list are private and rebuilt from the rows (see life.py).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ INBOUND = 0
 OUTBOUND = 1
 
 ROW_SIZE = 128  #: bytes
+HEADER_SIZE = 4096  #: bytes before the first row
+HEADER_FRESH = 8  #: word of the header: rows from here on were never used
 HASH_KEYS = 11  #: secret 64-bit multipliers of the hash
 
 # Flags of a row.
@@ -66,6 +69,7 @@ _D_NEXT = cython.declare(cython.longlong, D_NEXT)
 _B_PROTO = cython.declare(cython.longlong, B_PROTO)
 _H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
 _H_GENERATION = cython.declare(cython.longlong, H_GENERATION)
+_FRESH = cython.declare(cython.longlong, HEADER_FRESH)
 _VALID = cython.declare(cython.int, VALID)
 _ONEWAY = cython.declare(cython.int, ONEWAY)
 _MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
@@ -80,10 +84,13 @@ def hash_secret(material: bytes) -> bytes:
 
 
 class ConnTable:
-    """``conn_max`` rows over ``buffer`` (ROW_SIZE * conn_max writable bytes, zeroed when new).
+    """``conn_max`` rows over ``buffer`` (HEADER_SIZE + ROW_SIZE * conn_max writable bytes, zeroed
+    when new).
 
     ``secret`` is ``8 * HASH_KEYS`` bytes (see :func:`hash_secret`). Rows are addressed through
     ``q``, ``d``, ``h`` and ``b``: the same memory as words of 8, 4, 2 and 1 bytes, native-endian.
+    Over a buffer that a former worker used, :meth:`adopt` or :meth:`discard` each of the first
+    ``fresh`` rows before anything else.
     """
 
     def __init__(
@@ -92,12 +99,15 @@ class ConnTable:
         if len(secret) != 8 * HASH_KEYS:
             raise ValueError(f"the hash needs {8 * HASH_KEYS} secret bytes, got {len(secret)}")
         self.conn_max = conn_max
-        self.mem = memoryview(bytearray(ROW_SIZE * conn_max) if buffer is None else buffer).cast(
-            "B"
-        )
-        size = 1 << max(4, (2 * conn_max - 1).bit_length())
-        self.mask = size - 1
-        self.heads_mem = memoryview(bytearray(4 * size)).cast("I")
+        size = HEADER_SIZE + ROW_SIZE * conn_max
+        whole = memoryview(bytearray(size) if buffer is None else buffer).cast("B")
+        if len(whole) < size:
+            raise ValueError(f"{conn_max} rows need {size} bytes, got {len(whole)}")
+        header_mem = whole[:HEADER_SIZE].cast("Q")
+        self.mem = whole[HEADER_SIZE:size]
+        n_heads = 1 << max(4, (2 * conn_max - 1).bit_length())
+        self.mask = n_heads - 1
+        self.heads_mem = memoryview(bytearray(4 * n_heads)).cast("I")
         self.keys_mem = memoryview(bytearray(secret)).cast("Q")
         q_mem = self.mem.cast("Q")
         d_mem = self.mem.cast("I")
@@ -109,12 +119,14 @@ class ConnTable:
             b_view: cython.uchar[::1] = self.mem
             heads_view: cython.uint[::1] = self.heads_mem
             keys_view: cython.ulonglong[::1] = self.keys_mem
+            header_view: cython.ulonglong[::1] = header_mem
             self.q = cython.address(q_view[0])
             self.d = cython.address(d_view[0])
             self.h = cython.address(h_view[0])
             self.b = cython.address(b_view[0])
             self.heads = cython.address(heads_view[0])
             self.keys = cython.address(keys_view[0])
+            self.header = cython.address(header_view[0])
         else:
             self.q = q_mem
             self.d = d_mem
@@ -122,8 +134,9 @@ class ConnTable:
             self.b = self.mem
             self.heads = self.heads_mem
             self.keys = self.keys_mem
+            self.header = header_mem
         self.count = 0
-        self._fresh = 0  # rows from here on were never used
+        self.fresh = min(int(header_mem[HEADER_FRESH]), conn_max)
         self._free = 0  # the first freed row, plus 1; chained through D_NEXT
 
     def hash_tuple(
@@ -206,9 +219,10 @@ class ConnTable:
         if self._free != 0:
             row = self._free - 1
             self._free = self.d[row * _D_ROW + _D_NEXT]
-        elif self._fresh < self.conn_max:
-            row = self._fresh
-            self._fresh += 1
+        elif self.fresh < self.conn_max:
+            row = self.fresh
+            self.fresh += 1
+            self.header[_FRESH] = self.fresh
         else:
             return -1
         generation: cython.int = (self.h[row * _H_ROW + _H_GENERATION] + 1) & 0xFFFF
@@ -275,16 +289,27 @@ class ConnTable:
 
     def free(self, row: cython.longlong) -> None:
         """Give a row back; it must be unlinked or never have been linked."""
+        self.discard(row)
+        self.count -= 1
+
+    def discard(self, row: cython.longlong) -> None:
+        """A row that a former worker left is of no use."""
         self.h[row * _H_ROW + _H_FLAGS] = 0
         self.d[row * _D_ROW + _D_NEXT] = self._free
         self._free = row + 1
-        self.count -= 1
+
+    def adopt(self, row: cython.longlong) -> cython.bint:
+        """Hash a row that a former worker left; False when another row has its keys."""
+        if not self.link(row):
+            return False
+        self.count += 1
+        return True
 
     def valid(self, row: cython.longlong) -> cython.bint:
         return (self.h[row * _H_ROW + _H_FLAGS] & _VALID) != 0
 
     def rows(self) -> Iterator[int]:
         """Every row in use."""
-        for row in range(self._fresh):
+        for row in range(self.fresh):
             if self.valid(row):
                 yield row

@@ -3,37 +3,35 @@ from tunlb.counters cimport Counters
 from tunlb.hook cimport Hook
 from tunlb.ipvs.conn cimport ConnTable
 from tunlb.ipvs.dest cimport Dest
-from tunlb.ipvs.laddr cimport LportPool, LportPools
-from tunlb.ipvs.mode cimport Mode
+from tunlb.ipvs.laddr cimport LportPools
+from tunlb.ipvs.life cimport ConnTimers, Life
 from tunlb.ipvs.protocol cimport Protocol
 from tunlb.ipvs.service cimport Service, ServiceTable
+from tunlb.ipvs.sharding cimport Sharding
 from tunlb.neigh cimport NeighEntry, NeighTable
 from tunlb.netif cimport Addresses
 from tunlb.packet cimport Packet
 from tunlb.route cimport Route, RouteTable
-from tunlb.timers cimport Wheel
-
-cdef class ConnTimers(Wheel):
-    cdef public Ipvs ipvs
-
-    cpdef long long fire(self, int index, long long now) except? -1
 
 @cython.final
 cdef class Ipvs:
     cdef public Counters counters
+    cdef public Life life
     cdef public ConnTable conns
     cdef public NeighTable neighs
     cdef public RouteTable routes
     cdef public Addresses addresses
     cdef public LportPools pools
     cdef public ServiceTable services
-    cdef public list dests, protocols, modes
+    cdef public Sharding sharding
+    cdef public list dests, protocols
     cdef public ConnTimers timers
     cdef public bint quiescent
-    cdef long long _hand
 
     @cython.locals(conns=ConnTable)
     cpdef int receive(self, Packet pkt, long long now) except -1
+    @cython.locals(sharding=Sharding)
+    cdef bint _elsewhere(self, Packet pkt, int owner) except -1
     @cython.locals(conns=ConnTable)
     cdef int _admit(self, Packet pkt, long long row, int direction, long long now) except -1
     @cython.locals(conns=ConnTable)
@@ -47,17 +45,6 @@ cdef class Ipvs:
     cdef bint _forged(self, Packet pkt) except -1
     cdef int _related(self, Packet pkt, long long now) except -1
     cdef int _schedule(self, Packet pkt, Protocol protocol, long long now) except -1
-    @cython.locals(conns=ConnTable)
-    cdef int _new(self, Packet pkt, Service service, Dest dest, long long now) except -2
-    @cython.locals(conns=ConnTable)
-    cdef bint _recycle_lport(self, long long row, Service service, Dest dest) except -1
-    @cython.locals(conns=ConnTable)
-    cpdef end(self, long long row)
-    cdef Protocol _protocol_of(self, long long row)
-    @cython.locals(conns=ConnTable)
-    cpdef int check_expiry(self, int row, long long now) except -1
-    @cython.locals(conns=ConnTable)
-    cdef bint _evict(self, long long now) except -1
 
 cdef class Defence(Hook):
     cpdef int run(self, Packet pkt, long long now) except? -1

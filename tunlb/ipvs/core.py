@@ -15,28 +15,30 @@ from tunlb.counters import Counters, DropReason, Event
 from tunlb.hook import Hook, Point, Verdict
 from tunlb.ipvs.conn import (
     ACTIVE,
-    B_AF,
-    B_FWDMODE,
-    B_PROTO,
     B_STATE,
     D_DEST,
     D_EPOCH,
     D_LAST_SEEN,
     D_PACKETS,
-    D_PORTS,
     D_TIMEOUT,
     H_FLAGS,
     H_MTU,
     H_NEIGH,
     INBOUND,
     ONEWAY,
-    ConnTable,
 )
-from tunlb.ipvs.dest import Dest
-from tunlb.ipvs.laddr import LportPool, LportPools
-from tunlb.ipvs.mode import Mode
+from tunlb.ipvs.dest import (
+    ACTCONNS,
+    CONNS,
+    IN_BYTES,
+    IN_PACKETS,
+    INACTCONNS,
+    OUT_BYTES,
+    OUT_PACKETS,
+    Dest,
+)
+from tunlb.ipvs.life import Life
 from tunlb.ipvs.protocol import (
-    CLOSING,
     DIR_INPUT,
     DIR_INPUT_ONLY,
     DIR_OUTPUT,
@@ -44,11 +46,11 @@ from tunlb.ipvs.protocol import (
     Protocol,
 )
 from tunlb.ipvs.service import Service, ServiceTable
+from tunlb.ipvs.sharding import Sharding
 from tunlb.neigh import NeighEntry, NeighTable
 from tunlb.netif import Addresses
 from tunlb.packet import HOST, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Packet
 from tunlb.route import Route, RouteTable
-from tunlb.timers import Wheel
 from tunlb.wire.icmp import (
     ERR_NET_UNREACHABLE,
     ERR_PORT_UNREACHABLE,
@@ -63,11 +65,9 @@ else:
     from tunlb.ipvs import related, rewrite
     from tunlb.wire import icmp, ipv4, ipv6
 
-EVICT_SCAN = 1024  #: rows looked at to find one to evict when the table is full
-RECYCLE_SCAN = 64  #: lports looked at to find one of a closing conn when a pool is full
-
 _ACCEPT = cython.declare(cython.int, Verdict.ACCEPT)
 _DROP = cython.declare(cython.int, Verdict.DROP)
+_STOLEN = cython.declare(cython.int, Verdict.STOLEN)
 _HOST = cython.declare(cython.int, HOST)
 _TCP = cython.declare(cython.int, IPPROTO_TCP)
 _UDP = cython.declare(cython.int, IPPROTO_UDP)
@@ -76,7 +76,6 @@ _ICMPV6 = cython.declare(cython.int, IPPROTO_ICMPV6)
 _INBOUND = cython.declare(cython.int, INBOUND)
 _ONEWAY = cython.declare(cython.int, ONEWAY)
 _ACTIVE = cython.declare(cython.int, ACTIVE)
-_CLOSING = cython.declare(cython.int, CLOSING)
 _ESTABLISHED = cython.declare(cython.int, ESTABLISHED)
 _DIR_INPUT = cython.declare(cython.int, DIR_INPUT)
 _DIR_OUTPUT = cython.declare(cython.int, DIR_OUTPUT)
@@ -89,9 +88,6 @@ _NEIGH_TABLE_FULL = cython.declare(cython.int, DropReason.NEIGH_TABLE_FULL)
 _TCP_NOT_SYN = cython.declare(cython.int, DropReason.TCP_NOT_SYN)
 _UDP_TO_TCP_VIP = cython.declare(cython.int, DropReason.UDP_TO_TCP_VIP)
 _NO_DEST = cython.declare(cython.int, DropReason.NO_DEST)
-_CONN_TABLE_FULL = cython.declare(cython.int, DropReason.CONN_TABLE_FULL)
-_LPORT_EXHAUSTED = cython.declare(cython.int, DropReason.LPORT_EXHAUSTED)
-_CONN_EXISTS = cython.declare(cython.int, DropReason.CONN_EXISTS)
 _DEST_GONE = cython.declare(cython.int, DropReason.DEST_GONE)
 _MARTIAN = cython.declare(cython.int, DropReason.MARTIAN)
 _ERR_TTL = cython.declare(cython.int, ERR_TIME_EXCEEDED)
@@ -100,17 +96,20 @@ _ERR_NET = cython.declare(cython.int, ERR_NET_UNREACHABLE)
 _ERR_MTU = cython.declare(cython.int, ERR_TOO_BIG)
 _IN_PACKETS = cython.declare(cython.int, Event.IPVS_IN_PACKETS)
 _IN_BYTES = cython.declare(cython.int, Event.IPVS_IN_BYTES)
+_DEST_CONNS = cython.declare(cython.int, CONNS)
+_DEST_IN_PACKETS = cython.declare(cython.int, IN_PACKETS)
+_DEST_OUT_PACKETS = cython.declare(cython.int, OUT_PACKETS)
+_DEST_IN_BYTES = cython.declare(cython.int, IN_BYTES)
+_DEST_OUT_BYTES = cython.declare(cython.int, OUT_BYTES)
+_ACTCONNS = cython.declare(cython.int, ACTCONNS)
+_INACTCONNS = cython.declare(cython.int, INACTCONNS)
 _MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
 
 # Words of a row, see ipvs/conn.py.
-_B_PROTO = cython.declare(cython.longlong, B_PROTO)
-_B_AF = cython.declare(cython.longlong, B_AF)
 _B_STATE = cython.declare(cython.longlong, B_STATE)
-_B_FWDMODE = cython.declare(cython.longlong, B_FWDMODE)
 _H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
 _H_NEIGH = cython.declare(cython.longlong, H_NEIGH)
 _H_MTU = cython.declare(cython.longlong, H_MTU)
-_D_PORTS = cython.declare(cython.longlong, D_PORTS)
 _D_LAST_SEEN = cython.declare(cython.longlong, D_LAST_SEEN)
 _D_TIMEOUT = cython.declare(cython.longlong, D_TIMEOUT)
 _D_DEST = cython.declare(cython.longlong, D_DEST)
@@ -118,53 +117,34 @@ _D_PACKETS = cython.declare(cython.longlong, D_PACKETS)
 _D_EPOCH = cython.declare(cython.longlong, D_EPOCH)
 
 
-class ConnTimers(Wheel):
-    """The lazy timers of the conn table: a packet only stores ``last_seen``; the wheel looks when
-    the time is over.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity, 1024, 250)
-        self.ipvs: Ipvs | None = None
-
-    def fire(self, index: cython.int, now: cython.longlong) -> cython.longlong:
-        ipvs = self.ipvs
-        assert ipvs is not None
-        return ipvs.check_expiry(index, now)
-
-
 class Ipvs:
-    """Services, dests and conns of one worker, and what happens to their packets."""
+    """Services, dests and conns of one worker, and what happens to their packets.
+
+    ``sharding`` says which worker a flow belongs to; None where there is only one.
+    """
 
     def __init__(
         self,
         counters: Counters,
-        conns: ConnTable,
+        life: Life,
         neighs: NeighTable,
         routes: RouteTable,
         addresses: Addresses,
-        pools: LportPools,
-        protocols: list[Protocol],
-        modes: list[Mode],
+        sharding: Sharding | None = None,
     ) -> None:
         self.counters = counters
-        self.conns = conns
+        self.life = life
+        self.conns = life.conns
+        self.dests = life.dests
+        self.protocols = life.protocols
+        self.timers = life.timers
+        self.pools = life.pools
         self.neighs = neighs
         self.routes = routes
         self.addresses = addresses
-        self.pools = pools
+        self.sharding = sharding
         self.services = ServiceTable()
-        self.dests: list[Dest] = []
-        self.protocols: list[Protocol | None] = [None] * 256
-        for protocol in protocols:
-            self.protocols[protocol.number] = protocol
-        self.modes = [Mode(pools)] * 8
-        for mode in modes:
-            self.modes[mode.number] = mode
-        self.timers = ConnTimers(conns.conn_max)
-        self.timers.ipvs = self
         self.quiescent = False  # take no new conns: tunlb is about to stop
-        self._hand = 0
 
     # -- the packet path
 
@@ -184,22 +164,45 @@ class Ipvs:
         conns = self.conns
         entry: cython.longlong = conns.lookup(pkt)
         if entry < 0:
+            if self.sharding is not None and self._elsewhere(
+                pkt,
+                self.sharding.owner(
+                    self.addresses,
+                    pkt.saddr_hi,
+                    pkt.saddr,
+                    pkt.sport,
+                    pkt.daddr_hi,
+                    pkt.daddr,
+                    pkt.dport,
+                ),
+            ):
+                return _STOLEN
             return self._schedule(pkt, protocol, now)
         row: cython.longlong = entry >> 1
         direction: cython.int = entry & 1
         if direction == _INBOUND and protocol.reopens(pkt, conns.b[row * 128 + _B_STATE]):
-            self.end(row)
+            self.life.end(row)
             self.counters.add(Event.CONN_REUSED, 1)
             return self._schedule(pkt, protocol, now)
         dest: Dest = self.dests[conns.d[row * 32 + _D_DEST]]
         if dest.drain_until >= 0 and now > dest.drain_until:
-            self.end(row)
+            self.life.end(row)
             return pkt.drop(_DEST_GONE)
         reason: cython.int = self._admit(pkt, row, direction, now)
         if reason != 0:
             return _DROP
         self._track(pkt, protocol, row, direction, dest, now)
         return self._send(pkt, row, direction, dest)
+
+    def _elsewhere(self, pkt: Packet, owner: cython.int) -> cython.bint:
+        """Hand the packet of an unknown conn over to the worker that may know it (DPVS: redirect);
+        False when that is nobody, or us.
+        """
+        sharding = self.sharding
+        if sharding is None or owner < 0 or owner == sharding.worker or pkt.handed:
+            return False
+        pkt.owner = owner
+        return True
 
     def _admit(
         self, pkt: Packet, row: cython.longlong, direction: cython.int, now: cython.longlong
@@ -301,12 +304,12 @@ class Ipvs:
         if protocol.kind(state) == _ESTABLISHED:
             if not flags & _ACTIVE:
                 conns.h[row * 64 + _H_FLAGS] = flags | _ACTIVE
-                dest.actconns += 1
-                dest.inactconns -= 1
+                dest.v[_ACTCONNS] += 1
+                dest.v[_INACTCONNS] -= 1
         elif flags & _ACTIVE:
             conns.h[row * 64 + _H_FLAGS] = flags & ~_ACTIVE
-            dest.actconns -= 1
-            dest.inactconns += 1
+            dest.v[_ACTCONNS] -= 1
+            dest.v[_INACTCONNS] += 1
         timeout: cython.uint = dest.timeouts.of(state)
         if timeout < conns.d[row * 32 + _D_TIMEOUT]:
             self.timers.schedule(row, now, timeout)
@@ -325,11 +328,11 @@ class Ipvs:
         at: cython.longlong = row * 32 + _D_PACKETS + direction
         self.conns.d[at] = (self.conns.d[at] + 1) & _MASK32
         if direction == _INBOUND:
-            dest.in_packets += 1
-            dest.in_bytes += length
+            dest.v[_DEST_IN_PACKETS] += 1
+            dest.v[_DEST_IN_BYTES] += length
         else:
-            dest.out_packets += 1
-            dest.out_bytes += length
+            dest.v[_DEST_OUT_PACKETS] += 1
+            dest.v[_DEST_OUT_BYTES] += length
         self.counters.add(_IN_PACKETS + direction, 1)
         self.counters.add(_IN_BYTES + direction, length)
         return _ACCEPT
@@ -344,6 +347,10 @@ class Ipvs:
         """An ICMP error about a packet of a conn goes on to the side that sent that packet."""
         entry: cython.longlong = related.find(pkt, self.conns)
         if entry == -1:
+            if self.sharding is not None and self._elsewhere(
+                pkt, related.owner(pkt, self.sharding, self.addresses)
+            ):
+                return _STOLEN
             if self.addresses.is_local(pkt.daddr_hi, pkt.daddr):
                 return pkt.drop(DropReason.ICMP_UNRELATED)
             return _ACCEPT
@@ -389,149 +396,17 @@ class Ipvs:
         dest: Dest | None = None if self.quiescent else service.scheduler.schedule(pkt, now)
         if dest is None:
             return icmp.refuse(pkt, _NO_DEST, _ERR_PORT, 0)
-        row: cython.longlong = self._new(pkt, service, dest, now)
+        row: cython.longlong = self.life.new(pkt, service, dest, now)
         if row < 0:
             return _DROP
         if self._admit(pkt, row, _INBOUND, now) != 0:
-            self.end(row)
+            self.life.end(row)
             return _DROP
-        service.conns += 1
-        dest.conns += 1
+        dest.v[_DEST_CONNS] += 1
         self.counters.add(Event.CONN_NEW, 1)
         self._track(pkt, protocol, row, _INBOUND, dest, now)
         self.timers.schedule(row, now, self.conns.d[row * 32 + _D_TIMEOUT])
         return self._send(pkt, row, _INBOUND, dest)
-
-    def _new(self, pkt: Packet, service: Service, dest: Dest, now: cython.longlong) -> cython.int:
-        """A linked row for the conn that ``pkt`` opens to ``dest``; -1 with the reason on the
-        packet.
-        """
-        conns = self.conns
-        row: cython.longlong = conns.alloc()
-        if row < 0:
-            if self._evict(now):
-                row = conns.alloc()
-            if row < 0:
-                pkt.drop(_CONN_TABLE_FULL)
-                return -1
-        at: cython.longlong = row * 16
-        conns.q[at] = pkt.saddr_hi
-        conns.q[at + 1] = pkt.saddr
-        conns.q[at + 2] = pkt.daddr_hi
-        conns.q[at + 3] = pkt.daddr
-        conns.d[row * 32 + _D_PORTS] = (pkt.sport << 16) | pkt.dport
-        conns.b[row * 128 + _B_PROTO] = pkt.proto
-        conns.b[row * 128 + _B_AF] = pkt.af
-        conns.b[row * 128 + _B_FWDMODE] = dest.fwdmode
-        conns.d[row * 32 + _D_DEST] = dest.id
-        conns.d[row * 32 + _D_TIMEOUT] = dest.timeouts.of(0)
-        mode: Mode = self.modes[dest.fwdmode]
-        reason: cython.int = mode.bind(conns, row, service, dest, now)
-        if reason == _LPORT_EXHAUSTED and self._recycle_lport(row, service, dest):
-            reason = mode.bind(conns, row, service, dest, now)
-        if reason == 0:
-            rewrite.prepare(conns, row, 0, pkt.af)
-            rewrite.prepare(conns, row, 1, dest.af)
-            dest.inactconns += 1
-            if conns.link(row):
-                return row
-            dest.inactconns -= 1
-            mode.unbind(conns, row)
-            reason = _CONN_EXISTS
-        conns.free(row)
-        pkt.drop(reason)
-        return -1
-
-    def _recycle_lport(self, row: cython.longlong, service: Service, dest: Dest) -> cython.bint:
-        """Every lport towards the dest is taken: end a conn that is closing, taken longest ago, for
-        its port.
-        """
-        conns = self.conns
-        dport: cython.uint = (
-            dest.dport if dest.dport != 0 else conns.d[row * 32 + _D_PORTS] & 0xFFFF
-        )
-        proto: cython.int = conns.b[row * 128 + _B_PROTO]
-        protocol = self._protocol_of(row)
-        lport: cython.int
-        entry: cython.longlong
-        pool: LportPool
-        for hi, lo in service.laddrs:
-            pool = self.pools.pool(hi, lo, dest.daddr_hi, dest.daddr, (dport << 8) | proto)
-            for _ in range(RECYCLE_SCAN):
-                lport = pool.next_victim()
-                entry = conns.find(dest.daddr_hi, dest.daddr, hi, lo, (dport << 16) | lport, proto)
-                if entry >= 0 and protocol.kind(conns.b[(entry >> 1) * 128 + _B_STATE]) == _CLOSING:
-                    self.end(entry >> 1)
-                    self.counters.add(Event.LPORT_RECYCLED, 1)
-                    return True
-        return False
-
-    # -- the end of a conn
-
-    def end(self, row: cython.longlong) -> None:
-        """Forget a conn: its keys, lport, timer and place in its dest's counts."""
-        conns = self.conns
-        conns.unlink(row)
-        mode: Mode = self.modes[conns.b[row * 128 + _B_FWDMODE]]
-        mode.unbind(conns, row)
-        dest: Dest = self.dests[conns.d[row * 32 + _D_DEST]]
-        if conns.h[row * 64 + _H_FLAGS] & _ACTIVE:
-            dest.actconns -= 1
-        else:
-            dest.inactconns -= 1
-        self.timers.cancel(row)
-        conns.free(row)
-
-    def _protocol_of(self, row: cython.longlong) -> Protocol:
-        protocol: Protocol | None = self.protocols[self.conns.b[row * 128 + _B_PROTO]]
-        assert protocol is not None
-        return protocol
-
-    def check_expiry(self, row: cython.int, now: cython.longlong) -> cython.int:
-        """The timer's question: 0 when the conn ended, else the ms until its time is over."""
-        conns = self.conns
-        if not conns.valid(row):
-            return 0
-        age: cython.longlong = (now - conns.d[row * 32 + _D_LAST_SEEN]) & _MASK32
-        left: cython.longlong = conns.d[row * 32 + _D_TIMEOUT] - age
-        dest: Dest = self.dests[conns.d[row * 32 + _D_DEST]]
-        if left > 0 and not (dest.drain_until >= 0 and now > dest.drain_until):
-            return left
-        self.end(row)
-        self.counters.add(Event.CONN_EXPIRED, 1)
-        return 0
-
-    def _evict(self, now: cython.longlong) -> cython.bint:
-        """Make room: of the next EVICT_SCAN rows, the half-open, else closing, else idle one unseen
-        for longest.
-        """
-        conns = self.conns
-        best: cython.longlong = -1
-        best_kind: cython.int = _ESTABLISHED
-        best_age: cython.longlong = -1
-        kind: cython.int
-        age: cython.longlong
-        row: cython.longlong = self._hand
-        protocol: Protocol
-        for _ in range(min(EVICT_SCAN, conns.conn_max)):
-            row += 1
-            if row >= conns.conn_max:
-                row = 0
-            if not conns.valid(row):
-                continue
-            protocol = self._protocol_of(row)
-            kind = protocol.kind(conns.b[row * 128 + _B_STATE])
-            age = (now - conns.d[row * 32 + _D_LAST_SEEN]) & _MASK32
-            if kind < best_kind or (kind == best_kind and kind != _ESTABLISHED and age > best_age):
-                best = row
-                best_kind = kind
-                best_age = age
-        self._hand = row
-        if best < 0:
-            return False
-        self.end(best)
-        self.counters.add(Event.CONN_EVICTED, 1)
-        return True
 
 
 class Defence(Hook):

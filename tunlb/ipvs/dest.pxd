@@ -9,8 +9,9 @@ cdef class Dest:
     cdef public Timeouts timeouts
     cdef public str service_name
     cdef public long long drain_until
-    cdef public long long actconns, inactconns
-    cdef public unsigned long long conns, in_packets, out_packets, in_bytes, out_bytes
+    cdef readonly object stats
+    cdef unsigned long long* v
 
     cpdef bint valid(self) noexcept
+    cpdef long long load(self) noexcept
     cpdef long long overhead(self) noexcept

@@ -8,7 +8,9 @@ cdef class LportPool:
 
     cpdef int take(self) except -1
     cpdef int next_victim(self) noexcept
+    cpdef bint claim(self, int port) except -1
     cpdef give(self, int port)
+    cdef int _index(self, int port) noexcept
 
 @cython.final
 cdef class LportPools:
@@ -18,6 +20,3 @@ cdef class LportPools:
     cpdef LportPool pool(
         self, unsigned long long laddr_hi, unsigned long long laddr, unsigned long long daddr_hi,
         unsigned long long daddr, unsigned int dport_proto)
-    cpdef give(
-        self, unsigned long long laddr_hi, unsigned long long laddr, unsigned long long daddr_hi,
-        unsigned long long daddr, unsigned int dport_proto, int lport)

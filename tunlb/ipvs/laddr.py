@@ -15,7 +15,7 @@ LAST_PORT = 65535
 
 
 class LportPool:
-    """Ports FIRST_PORT..LAST_PORT congruent to ``residue`` modulo ``step``, a power of two.
+    """Ports FIRST_PORT..LAST_PORT congruent to ``residue`` modulo ``step``.
 
     ``step`` and ``residue`` give each worker ports of its own, by which replies find their way back
     to it.
@@ -66,15 +66,29 @@ class LportPool:
             self._rover = 0
         return port
 
+    def claim(self, port: cython.int) -> cython.bint:
+        """Take this very port; False when it is taken, or not of this pool."""
+        at: cython.int = self._index(port)
+        if at < 0 or self.mem[at >> 3] >> (at & 7) & 1:
+            return False
+        self.mem[at >> 3] |= 1 << (at & 7)
+        self.used += 1
+        return True
+
     def give(self, port: cython.int) -> None:
         """Take a port back; one that is not of this pool, or free already, is left alone."""
-        at: cython.int = port - self.first
-        if at < 0 or at % self.step != 0:
-            return
-        at = at // self.step
-        if at < self.size and self.mem[at >> 3] >> (at & 7) & 1:
+        at: cython.int = self._index(port)
+        if at >= 0 and self.mem[at >> 3] >> (at & 7) & 1:
             self.mem[at >> 3] &= 0xFF ^ (1 << (at & 7))
             self.used -= 1
+
+    def _index(self, port: cython.int) -> cython.int:
+        """The bit of a port, -1 for one of another pool."""
+        at: cython.int = port - self.first
+        if at < 0 or at % self.step != 0:
+            return -1
+        at = at // self.step
+        return at if at < self.size else -1
 
 
 class LportPools:
@@ -99,19 +113,6 @@ class LportPools:
         if found is None:
             found = self._pools[key] = LportPool(self.step, self.residue)
         return found
-
-    def give(
-        self,
-        laddr_hi: cython.ulonglong,
-        laddr: cython.ulonglong,
-        daddr_hi: cython.ulonglong,
-        daddr: cython.ulonglong,
-        dport_proto: cython.uint,
-        lport: cython.int,
-    ) -> None:
-        found = self._pools.get((laddr_hi, laddr, daddr_hi, daddr, dport_proto))
-        if found is not None:
-            found.give(lport)
 
     def sweep(self) -> None:
         """Forget the pools that hold no port, so that dests long gone cost nothing."""

@@ -9,6 +9,7 @@ cdef class Mode:
 
     cpdef int bind(self, ConnTable conns, long long row, Service service, Dest dest, long long now) except -1
     cpdef unbind(self, ConnTable conns, long long row)
+    cpdef bint rebind(self, ConnTable conns, long long row) except -1
 
 cpdef void set_outbound(
     ConnTable conns, long long row, Dest dest, unsigned long long laddr_hi, unsigned long long laddr,

@@ -17,9 +17,10 @@ _D_PORTS = cython.declare(cython.longlong, D_PORTS)
 
 
 class Mode:
-    """A forwarding mode; ``number`` is IPVS' (see ipvs.dest)."""
+    """A forwarding mode; ``number`` is IPVS' (see ipvs.dest), ``flags`` what it sets in a row."""
 
     number = -1
+    flags = 0
 
     def __init__(self, pools: LportPools) -> None:
         self.pools = pools
@@ -37,6 +38,10 @@ class Mode:
 
     def unbind(self, conns: ConnTable, row: cython.longlong) -> None:
         """The conn ends: give back what bind took."""
+
+    def rebind(self, conns: ConnTable, row: cython.longlong) -> cython.bint:
+        """Take again what bind took for a conn of a former worker; False when it cannot be had."""
+        return True
 
 
 def set_outbound(

@@ -11,6 +11,8 @@ from __future__ import annotations
 import cython
 
 from tunlb.ipvs.conn import D_PORTS, H_FLAGS, NO_REWRITE, ConnTable
+from tunlb.ipvs.sharding import Sharding
+from tunlb.netif import Addresses
 from tunlb.packet import IPPROTO_TCP, IPPROTO_UDP, Packet
 
 if cython.compiled:
@@ -76,6 +78,36 @@ def find(pkt: Packet, conns: ConnTable) -> cython.longlong:
         )
     return conns.find(
         pkt.be64(at + 24), pkt.be64(at + 32), pkt.be64(at + 8), pkt.be64(at + 16), ports, proto
+    )
+
+
+def owner(pkt: Packet, sharding: Sharding, addresses: Addresses) -> cython.int:
+    """The worker that the quoted packet's flow belongs to, or -1 when it quotes none of ours; call
+    it when `find` knew no conn.
+    """
+    proto: cython.int = inner_proto(pkt)
+    if proto != _TCP and proto != _UDP:
+        return -1
+    at: cython.int = pkt.l4 + 8
+    l4: cython.int = inner_l4(pkt)
+    if pkt.af == 4:
+        return sharding.owner(
+            addresses,
+            0,
+            _MAPPED | pkt.be32(at + 16),
+            pkt.be16(l4 + 2),
+            0,
+            _MAPPED | pkt.be32(at + 12),
+            pkt.be16(l4),
+        )
+    return sharding.owner(
+        addresses,
+        pkt.be64(at + 24),
+        pkt.be64(at + 32),
+        pkt.be16(l4 + 2),
+        pkt.be64(at + 8),
+        pkt.be64(at + 16),
+        pkt.be16(l4),
     )
 
 

@@ -13,7 +13,6 @@ cdef class Service:
     cdef public long long drain_ms
     cdef public list dests
     cdef public int next_laddr
-    cdef public unsigned long long conns
 
 @cython.final
 cdef class ServiceTable:

@@ -45,7 +45,6 @@ class Service:
         self.drain_ms = drain_ms
         self.dests: list[Dest] = []
         self.next_laddr = 0
-        self.conns = 0
 
     def set_dests(self, dests: list[Dest]) -> None:
         for dest in dests:

@@ -6,10 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tunlb.conf import loads
+from tunlb.counters import SIZE as COUNTERS_SIZE
 from tunlb.counters import Counters
 from tunlb.director import Director
 from tunlb.hook import Hook, Verdict
-from tunlb.ipvs.conn import ConnTable, hash_secret
+from tunlb.ipvs.conn import HEADER_SIZE, ROW_SIZE, ConnTable, hash_secret
+from tunlb.ipvs.dest import STATS_SIZE
+from tunlb.ipvs.sharding import Sharding
+from tunlb.neigh import NEIGH_ROWS_SIZE
 from tunlb.netif import Netif
 from tunlb.wire import vnet
 
@@ -26,18 +30,50 @@ def raise_on(hook: object, error: Exception) -> None:
     raise error
 
 
+class Memory:
+    """What a worker leaves to its successor, without a process around it."""
+
+    def __init__(self, conn_max: int = 1024) -> None:
+        self.conn_max = conn_max
+        self.conns = bytearray(HEADER_SIZE + ROW_SIZE * conn_max)
+        self.counters = bytearray(COUNTERS_SIZE)
+        self.dests = bytearray(STATS_SIZE * 64)
+        self.neighs = bytearray(NEIGH_ROWS_SIZE)
+
+    def copy(self) -> Memory:
+        """As it is now: what a worker that is killed now leaves."""
+        made = Memory.__new__(Memory)
+        made.conn_max = self.conn_max
+        made.conns, made.counters = bytearray(self.conns), bytearray(self.counters)
+        made.dests, made.neighs = bytearray(self.dests), bytearray(self.neighs)
+        return made
+
+
 def make_director(
     config_text: str,
     *,
     hooks: Sequence[Hook] = (),
     conn_max: int | None = None,
     secret: bytes = b"test",
+    memory: Memory | None = None,
+    sharding: Sharding | None = None,
 ) -> Director:
     """A director for a configuration, not started: no address is known before ``start(now)``."""
     config = loads(config_text)
     macs = {port.name: mac_of(i) for i, port in enumerate(config.ports) if port.type == "tap"}
-    conns = ConnTable(conn_max or config.tunlb.conn_max, hash_secret(secret))
-    return Director(config, macs, conns, Counters(), seed=SEED, on_error=raise_on, hooks=hooks)
+    kept = memory or Memory(conn_max or config.tunlb.conn_max)
+    return Director(
+        config,
+        macs,
+        ConnTable(kept.conn_max, hash_secret(secret), kept.conns),
+        Counters(kept.counters),
+        seed=SEED,
+        on_error=raise_on,
+        hooks=hooks,
+        dest_stats=None if memory is None else memoryview(memory.dests),
+        neigh_rows=None if memory is None else memoryview(memory.neighs),
+        sharding=sharding,
+    )
 
 
 @dataclass(frozen=True)
@@ -59,8 +95,12 @@ class Rig:
         hooks: Sequence[Hook] = (),
         conn_max: int | None = 1024,
         quiet: bool = True,
+        memory: Memory | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
-        self.director = make_director(config_text, hooks=hooks, conn_max=conn_max)
+        self.director = make_director(
+            config_text, hooks=hooks, conn_max=conn_max, memory=memory, sharding=sharding
+        )
         self.now = now
         self.director.start(now)
         if quiet:  # most tests do not look at the announcements of the start

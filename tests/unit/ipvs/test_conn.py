@@ -8,7 +8,7 @@ import pytest
 
 from tunlb.ipvs import conn as c
 from tunlb.ipvs.conn import ConnTable, hash_secret
-from tunlb.ipvs.core import ConnTimers
+from tunlb.ipvs.life import ConnTimers
 
 MAPPED = 0xFFFF_0000_0000
 CLIENT, VIP, DEST, LADDR = (MAPPED | n for n in (0x0A000001, 0x0A000064, 0x0A00000B, 0x0A0000C8))
@@ -125,14 +125,52 @@ def test_a_oneway_row_is_found_by_its_inbound_key_only() -> None:
 
 def test_rows_live_in_the_buffer_that_was_given() -> None:
     """Shared memory: whoever maps the buffer reads the conns."""
-    buffer = bytearray(4 * c.ROW_SIZE)
+    buffer = bytearray(c.HEADER_SIZE + 4 * c.ROW_SIZE)
     table = ConnTable(4, hash_secret(b""), buffer)
     row = table.alloc()
     fill(table, row, (CLIENT, VIP, 1), (DEST, LADDR, 2))
     assert table.link(row)
-    reader = memoryview(buffer)
+    assert memoryview(buffer).cast("Q")[c.HEADER_FRESH] == 1
+    reader = memoryview(buffer)[c.HEADER_SIZE :]
     assert reader.cast("H")[row * 64 + c.H_FLAGS] & c.VALID
     assert reader.cast("Q")[row * 16 + 1] == CLIENT
+
+
+def test_a_successor_finds_the_rows() -> None:
+    """Nothing but the buffer is needed: heads and the free list are made again."""
+    buffer = bytearray(c.HEADER_SIZE + 4 * c.ROW_SIZE)
+    table = ConnTable(4, hash_secret(b"one"), buffer)
+    rows = [table.alloc() for _ in range(3)]
+    for row in rows:
+        fill(table, row, (CLIENT, VIP, row), (DEST, LADDR, row))
+        assert table.link(row)
+    table.unlink(1)
+    table.free(1)
+    after = ConnTable(4, hash_secret(b"other"), buffer)
+    assert (after.fresh, after.count, list(after.rows())) == (3, 0, [0, 2])
+    assert after.find(0, CLIENT, 0, VIP, 0, 6) == -1
+    after.discard(1)
+    assert after.adopt(0)
+    assert after.adopt(2)
+    assert [after.find(0, CLIENT, 0, VIP, row, 6) for row in rows] == [0, -1, 4]
+    assert (after.count, after.alloc(), after.alloc(), after.alloc()) == (2, 1, 3, -1)
+
+
+def test_a_second_row_with_a_known_key_is_not_adopted() -> None:
+    buffer = bytearray(c.HEADER_SIZE + 4 * c.ROW_SIZE)
+    table = ConnTable(4, hash_secret(b""), buffer)
+    for row in (table.alloc(), table.alloc()):
+        fill(table, row, (CLIENT, VIP, 1), (DEST, LADDR, 2))
+        table.mem.cast("H")[row * 64 + c.H_FLAGS] = c.VALID
+    after = ConnTable(4, hash_secret(b""), buffer)
+    assert after.adopt(1)
+    assert not after.adopt(0)
+    assert after.count == 1
+
+
+def test_a_buffer_that_is_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match="4 rows need 4608 bytes, got 512"):
+        ConnTable(4, hash_secret(b""), bytearray(512))
 
 
 def test_the_hash_needs_its_whole_secret() -> None:

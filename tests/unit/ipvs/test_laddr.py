@@ -49,8 +49,17 @@ def test_sweep_forgets_pools_without_ports_only() -> None:
     port = pools.pool(*ENDPOINT).take()
     pools.sweep()
     assert len(pools) == 1
-    pools.give(*ENDPOINT, port)
+    pools.pool(*ENDPOINT).give(port)
     pools.sweep()
     assert len(pools) == 0
-    pools.give(*ENDPOINT, port)  # a pool that is gone
-    assert len(pools) == 0
+
+
+def test_a_claimed_port_is_taken() -> None:
+    pool = LportPool(step=2, residue=1)
+    assert pool.claim(1027)
+    assert not pool.claim(1027)
+    assert not pool.claim(1028)  # another worker's
+    assert not pool.claim(1023)
+    assert [pool.take() for _ in range(3)] == [1025, 1029, 1031]
+    pool.give(1027)
+    assert pool.claim(1027)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -103,7 +104,7 @@ def test_lookup_is_the_brute_force(
 
 @pytest.fixture
 def dest() -> Callable[..., Dest]:
-    def build(**fields: int) -> Dest:
+    def build(**fields: Any) -> Dest:
         return Dest(0, 4, 0, 0xFFFF_0A00_000B, 80, **fields)
 
     return build

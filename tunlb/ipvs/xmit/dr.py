@@ -14,12 +14,14 @@ if cython.compiled:
 else:
     from tunlb.ipvs.mode import keep_client
 
-_FLAGS = cython.declare(cython.int, ONEWAY | NO_REWRITE)
+FLAGS = ONEWAY | NO_REWRITE
+_FLAGS = cython.declare(cython.int, FLAGS)
 _H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
 
 
 class DirectRouting(Mode):
     number = FWD_DR
+    flags = FLAGS
 
     def bind(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import cython
 
 from tunlb.counters import DropReason
-from tunlb.ipvs.conn import B_PROTO, ConnTable
+from tunlb.ipvs.conn import B_PROTO, D_PORTS, ConnTable
 from tunlb.ipvs.dest import FWD_FNAT, Dest
 from tunlb.ipvs.laddr import LportPool
 from tunlb.ipvs.mode import Mode
@@ -20,6 +20,7 @@ else:
 
 _EXHAUSTED = cython.declare(cython.int, DropReason.LPORT_EXHAUSTED)
 _B_PROTO = cython.declare(cython.longlong, B_PROTO)
+_D_PORTS = cython.declare(cython.longlong, D_PORTS)
 
 
 class FullNat(Mode):
@@ -56,17 +57,26 @@ class FullNat(Mode):
         return _EXHAUSTED
 
     def unbind(self, conns: ConnTable, row: cython.longlong) -> None:
+        pool: LportPool | None = self._pool(conns, row)
+        if pool is not None:
+            pool.give(conns.d[row * 32 + _D_PORTS + 1] & 0xFFFF)
+
+    def rebind(self, conns: ConnTable, row: cython.longlong) -> cython.bint:
+        pool: LportPool | None = self._pool(conns, row)
+        return pool is not None and pool.claim(conns.d[row * 32 + _D_PORTS + 1] & 0xFFFF)
+
+    def _pool(self, conns: ConnTable, row: cython.longlong) -> LportPool | None:
+        """The pool that the row's lport is of; None when bind took none."""
         at: cython.longlong = row * 16 + 4
-        ports: cython.uint = conns.d[row * 32 + 17]
-        if conns.q[at + 3] != 0:
-            self.pools.give(
-                conns.q[at + 2],
-                conns.q[at + 3],
-                conns.q[at],
-                conns.q[at + 1],
-                ((ports >> 16) << 8) | conns.b[row * 128 + _B_PROTO],
-                ports & 0xFFFF,
-            )
+        if conns.q[at + 3] == 0:
+            return None
+        return self.pools.pool(
+            conns.q[at + 2],
+            conns.q[at + 3],
+            conns.q[at],
+            conns.q[at + 1],
+            ((conns.d[row * 32 + _D_PORTS + 1] >> 16) << 8) | conns.b[row * 128 + _B_PROTO],
+        )
 
 
 XMIT = FullNat
