@@ -172,6 +172,17 @@ def test_a_conn_goes_on_as_if_nothing_had_been(net: Net, mode: str) -> None:
 
 
 @NETS
+def test_a_successor_that_waited_finds_what_was_born_meanwhile(net: Net) -> None:
+    """In an upgrade the next worker is made while the last one still forwards."""
+    lines, memory = config(net, "fnat"), Memory(64)
+    rig = Rig(lines, memory=memory)
+    Conn(rig, net).up("S")
+    later = Rig(lines, memory=memory, now=rig.now)
+    Conn(rig, net, cport=40001).up("S")
+    assert later.director.adopt(rig.now) == (2, 0)
+
+
+@NETS
 def test_what_was_due_meanwhile_ends_at_once(net: Net) -> None:
     lines, memory = config(net, "fnat"), Memory(64)
     rig = Rig(lines, memory=memory)

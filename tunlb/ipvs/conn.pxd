@@ -27,6 +27,7 @@ cdef class ConnTable:
         self, unsigned long long saddr_hi, unsigned long long saddr, unsigned long long daddr_hi,
         unsigned long long daddr, unsigned int ports, int proto) noexcept
     cpdef unsigned int hash_entry(self, long long entry) noexcept
+    cpdef void look(self) noexcept
     cpdef long long alloc(self) noexcept
     cpdef bint link(self, long long row) noexcept
     cpdef void unlink(self, long long row) noexcept

@@ -136,7 +136,8 @@ class ConnTable:
             self.keys = self.keys_mem
             self.header = header_mem
         self.count = 0
-        self.fresh = min(int(header_mem[HEADER_FRESH]), conn_max)
+        self.fresh = 0
+        self.look()
         self._free = 0  # the first freed row, plus 1; chained through D_NEXT
 
     def hash_tuple(
@@ -211,6 +212,13 @@ class ConnTable:
             self.d[(entry >> 1) * _D_ROW + _D_PORTS + (entry & 1)],
             self.b[(entry >> 1) * 128 + _B_PROTO],
         )
+
+    def look(self) -> None:
+        """Read again how many rows were ever used: a former worker may have lived on meanwhile."""
+        known: cython.ulonglong = self.header[_FRESH]
+        self.fresh = self.conn_max
+        if known < self.conn_max:
+            self.fresh = known
 
     def alloc(self) -> cython.longlong:
         """A zeroed row of a new generation, not VALID or hashed yet; -1 when all are taken."""

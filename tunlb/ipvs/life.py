@@ -245,6 +245,7 @@ class Life:
         a worker killed in the middle of a birth leaves it, or whose dest is gone, is given back.
         """
         conns = self.conns
+        conns.look()
         dropped: cython.int = 0
         dest: Dest
         for dest in self.dests:

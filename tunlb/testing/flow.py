@@ -15,6 +15,7 @@ from tunlb.ipvs.dest import STATS_SIZE
 from tunlb.ipvs.sharding import Sharding
 from tunlb.neigh import NEIGH_ROWS_SIZE
 from tunlb.netif import Netif
+from tunlb.shared import Shared
 from tunlb.wire import vnet
 
 SEED = 0x7475_6E6C_6221
@@ -55,7 +56,7 @@ def make_director(
     hooks: Sequence[Hook] = (),
     conn_max: int | None = None,
     secret: bytes = b"test",
-    memory: Memory | None = None,
+    memory: Memory | Shared | None = None,
     sharding: Sharding | None = None,
 ) -> Director:
     """A director for a configuration, not started: no address is known before ``start(now)``."""
@@ -95,7 +96,7 @@ class Rig:
         hooks: Sequence[Hook] = (),
         conn_max: int | None = 1024,
         quiet: bool = True,
-        memory: Memory | None = None,
+        memory: Memory | Shared | None = None,
         sharding: Sharding | None = None,
     ) -> None:
         self.director = make_director(
