@@ -12,11 +12,10 @@ cdef class Packet:
     cdef public unsigned long long saddr_hi, saddr, daddr_hi, daddr
     cdef public unsigned int sport, dport
     cdef public Netif iif, oif
-    cdef public int neigh, reason, err_type, err_code
+    cdef public int neigh, reason, err_type, owner, err_code
     cdef public unsigned int err_info, mark
     cdef public int csum_start, csum_offset, gso_type, gso_size
     cdef public bint data_valid, handed
-    cdef public int owner
 
     cpdef void reset(self, int start, int end) noexcept
     cpdef int drop(self, int reason) noexcept

@@ -93,14 +93,14 @@ class Packet:
         self.neigh = 0
         self.reason = 0
         self.err_type = -1
+        self.owner = -1
         self.csum_start = 0
         self.csum_offset = 0
         self.gso_type = 0
         self.gso_size = 0
         self.data_valid = False
-        self.mark = 0
-        self.owner = -1
         self.handed = False
+        self.mark = 0
 
     def load(self, frame: bytes, iif: Netif) -> None:
         """Put a frame in as a port of ``iif`` reads it, virtio-net header first."""

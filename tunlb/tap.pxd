@@ -1,9 +1,11 @@
 cimport cython
 from tunlb.counters cimport Counters
 from tunlb.director cimport Director
+from tunlb.mailbox cimport Mailbox
 from tunlb.netif cimport Netif
 from tunlb.outbox cimport Outbox
 from tunlb.packet cimport Packet
+from tunlb.peers cimport Peers
 
 cpdef long long monotonic_ms() noexcept
 cpdef int drop_reason(int err) noexcept
@@ -29,12 +31,17 @@ cdef class Drain:
     cdef public Director director
     cdef public list ports
     cdef public object on_lost
+    cdef public Mailbox mailbox
 
-    @cython.locals(pkt=Packet, frames=cython.int, size=cython.int, got=cython.int)
+    @cython.locals(pkt=Packet, frames=cython.int, size=cython.int, got=cython.int, verdict=cython.int)
     cpdef int run(self, Port port, long long now, int budget=*) except -1
-    @cython.locals(port=Port, netif=Netif)
+    @cython.locals(mailbox=Mailbox, pkt=Packet, taken=cython.int, size=cython.int, got=cython.int, verdict=cython.int)
+    cpdef int take_mail(self, long long now, int budget=*) except -1
+    @cython.locals(port=Port, netif=Netif, peers=Peers)
     cpdef int flush(self) except -1
     @cython.locals(port=Port)
     cdef Port _port_of(self, Netif netif)
     @cython.locals(oif=Netif, port=Port)
     cdef void _send(self, Packet pkt) noexcept
+    @cython.locals(mailbox=Mailbox)
+    cdef bint _hand_over(self, Packet pkt) except -1

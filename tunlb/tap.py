@@ -27,22 +27,18 @@ asyncio's own loop would call it for ever.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
-import socket
-import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import cython
-import pytun
 
 from tunlb.counters import Counters, DropReason, Event
+from tunlb.device import Device, DeviceError, open_device, open_queues
 from tunlb.director import Director
 from tunlb.hook import Verdict
+from tunlb.mailbox import MESSAGE, NOTHING, REFUSED, Mailbox
 from tunlb.netif import Netif
 from tunlb.outbox import Outbox
 from tunlb.packet import BUFFER_LEN, ETHER_LEN, L3_OFFSET, VNET_LEN, Packet
@@ -55,30 +51,35 @@ if cython.compiled:
 else:
     from tunlb.wire.vnet import emit
 
-NODE = "/dev/net/tun"
-NAME_MAX = 15  #: bytes of an interface name (IFNAMSIZ without its NUL)
+__all__ = [
+    "BURST_BYTES",
+    "BURST_FRAMES",
+    "Device",
+    "DeviceError",
+    "Drain",
+    "Port",
+    "drop_reason",
+    "monotonic_ms",
+    "open_device",
+    "open_queues",
+]
+
 BURST_FRAMES = 64
 BURST_BYTES = 512 * 1024
-
-# ioctl numbers of linux/if_tun.h
-TUNSETOFFLOAD = 0x400454D0
-TUNSETVNETHDRSZ = 0x400454D8
-
-# TUN_F_* bits, in the order in which kernels learned them. The kernel refuses a value with a bit
-# that it does not know, and all others need CSUM: so the offer is made again without the latest
-# ones.
-OFFLOADS = (("csum", 1), ("tso4", 2), ("tso6", 4), ("tso_ecn", 8), ("uso4", 32), ("uso6", 64))
-OFFLOAD_STEPS = (6, 4, 1, 0)  #: how many of OFFLOADS to ask for; USO4 and USO6 only go together
 
 _FRAME = cython.declare(cython.int, 1)
 _NOTHING = cython.declare(cython.int, 0)
 _DEVICE_ERROR = cython.declare(cython.int, -1)
+_NO_MAIL = cython.declare(cython.int, NOTHING)
+_MAILED_MESSAGE = cython.declare(cython.int, MESSAGE)
+_REFUSED_MAIL = cython.declare(cython.int, REFUSED)
 
 _VNET_LEN = cython.declare(cython.int, VNET_LEN)
 _BUFFER_LEN = cython.declare(cython.int, BUFFER_LEN)
 _BURST_FRAMES = cython.declare(cython.int, BURST_FRAMES)
 _BURST_BYTES = cython.declare(cython.int, BURST_BYTES)
 _ACCEPT = cython.declare(cython.int, Verdict.ACCEPT)
+_STOLEN = cython.declare(cython.int, Verdict.STOLEN)
 _UNKNOWN = cython.declare(cython.int, DropReason.UNKNOWN)
 _PORT_DOWN = cython.declare(cython.int, DropReason.PORT_DOWN)
 _TX_BLOCKED = cython.declare(cython.int, DropReason.TX_BLOCKED)
@@ -97,152 +98,6 @@ _ENOBUFS = cython.declare(cython.int, errno.ENOBUFS)
 _ENODEV = cython.declare(cython.int, errno.ENODEV)
 _ENOMEM = cython.declare(cython.int, errno.ENOMEM)
 _ENXIO = cython.declare(cython.int, errno.ENXIO)
-
-
-class DeviceError(Exception):
-    """The operating system refused something about a device. ``hint`` says what to do about it."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(f"{message} ({hint})" if hint else message)
-        self.message = message
-        self.hint = hint
-
-
-class Device(NamedTuple):
-    """An attached queue: its descriptor, which the receiver closes, and the accepted offloads."""
-
-    fd: int
-    offloads: tuple[str, ...]
-
-
-def open_device(
-    name: str,
-    *,
-    tun: bool = False,
-    offload: bool = True,
-    multi_queue: bool = False,
-    node: str = NODE,
-) -> Device:
-    """Create the device, or attach a queue to it where it exists already (persistent devices do).
-
-    Offloads and the length of the virtio-net header belong to the device, not to the queue, and
-    outlive us on a persistent one: both are set every time. Raises :class:`DeviceError`.
-    """
-    if len(os.fsencode(name)) > NAME_MAX:
-        raise DeviceError(
-            f"the interface name {name!r} is too long", f"at most {NAME_MAX} characters"
-        )
-    _probe_node(node)
-    flags: int = (pytun.IFF_TUN if tun else pytun.IFF_TAP) | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
-    if multi_queue:
-        flags |= pytun.IFF_MULTI_QUEUE
-    try:
-        handle = pytun.TunTapDevice(name=name, flags=flags, dev=node)
-    except OSError as error:
-        raise _attach_error(name, tun, multi_queue, error) from error
-    try:
-        # pytun closes its descriptor when the object dies; ours lives as long as we say.
-        fd = os.dup(handle.fileno())
-    finally:
-        handle.close()
-    try:
-        os.set_blocking(fd, False)
-        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_LEN))
-        return Device(fd, _set_offloads(fd, offload))
-    except OSError as error:
-        os.close(fd)
-        raise DeviceError(
-            f"{name}: the kernel does not take a virtio-net header or offloads: {error.strerror}",
-            "the device may have been deleted meanwhile; otherwise a newer kernel is needed",
-        ) from error
-
-
-def _probe_node(node: str) -> None:
-    """pytun does not say whether the node or the device was refused, and the cures differ."""
-    try:
-        os.close(os.open(node, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            hint = (
-                f"mkdir -p {os.path.dirname(node)} && mknod {node} c 10 200 && chmod 0600 {node}; "
-                f"for a container: --device {node}"
-            )
-            raise DeviceError(f"{node} is missing", hint) from error
-        if error.errno in (errno.EACCES, errno.EPERM):
-            hint = (
-                f"run as root, or let this user read and write {node}; "
-                f"for a container: --device {node}"
-            )
-            raise DeviceError(f"no permission to open {node}", hint) from error
-        if error.errno in (errno.ENODEV, errno.ENXIO):
-            raise DeviceError(
-                f"this kernel has no TUN/TAP driver behind {node}", "modprobe tun"
-            ) from error
-        raise DeviceError(f"cannot open {node}: {error.strerror}") from error
-
-
-def _attach_error(name: str, tun: bool, multi_queue: bool, error: OSError) -> DeviceError:
-    kind = "tun" if tun else "tap"
-    queues = " multi_queue" if multi_queue else ""
-    if error.errno == errno.EPERM:
-        return DeviceError(
-            f"no permission to create or attach the {kind} device {name}",
-            "needs CAP_NET_ADMIN, or a device that an administrator made for this user: "
-            f"ip tuntap add dev {name} mode {kind}{queues} user {os.geteuid()}",
-        )
-    if error.errno == errno.EBUSY:
-        return DeviceError(
-            f"the device {name} is in use by {_holders(name) or 'another process'}",
-            f"stop that process, or give the port another name; ip -d link show {name}",
-        )
-    if error.errno == errno.EINVAL and _exists(name):
-        wanted = "several queues" if multi_queue else "one queue"
-        return DeviceError(
-            f"the name {name} is taken by a device that is not a {kind} with {wanted}",
-            f"see ip -d link show {name}; remove it (ip link del {name}) or choose another name",
-        )
-    return DeviceError(f"cannot create the {kind} device {name}: {error.strerror or error}")
-
-
-def _exists(name: str) -> bool:
-    try:
-        socket.if_nametoindex(name)
-    except OSError:
-        return False
-    return True
-
-
-def _holders(name: str) -> str:
-    """Who has a device of this name open, as far as we may look: "pid 7 (qemu)"."""
-    found: list[str] = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if any(_is_queue(f"/proc/{pid}", fd, name) for fd in os.listdir(f"/proc/{pid}/fd")):
-                with open(f"/proc/{pid}/comm") as comm:
-                    found.append(f"pid {pid} ({comm.read().strip()})")
-    return ", ".join(found)
-
-
-def _is_queue(process: str, fd: str, name: str) -> bool:
-    try:
-        if not os.readlink(f"{process}/fd/{fd}").endswith("/net/tun"):
-            return False
-        with open(f"{process}/fdinfo/{fd}") as info:
-            return f"iff:\t{name}\n" in info
-    except OSError:
-        return False
-
-
-def _set_offloads(fd: int, offload: bool) -> tuple[str, ...]:
-    for count in OFFLOAD_STEPS if offload else (0,):
-        try:
-            fcntl.ioctl(fd, TUNSETOFFLOAD, sum(bit for _, bit in OFFLOADS[:count]))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        else:
-            return tuple(name for name, _ in OFFLOADS[:count])
-    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 def monotonic_ms() -> cython.longlong:
@@ -382,18 +237,24 @@ class Port:
 
 
 class Drain:
-    """Moves bursts of frames from a port through the director to ports.
+    """Moves bursts of frames from a port, or from other workers, through the director to ports.
 
     ``ports`` is indexed by ``Netif.queue``; replace an entry when a lost port was opened anew.
-    ``on_lost`` is called with a port that :meth:`readable` found lost.
+    ``on_lost`` is called with a port that :meth:`readable` found lost. ``mailbox`` is None with a
+    single worker.
     """
 
     def __init__(
-        self, director: Director, ports: Sequence[Port], on_lost: Callable[[Port], None]
+        self,
+        director: Director,
+        ports: Sequence[Port],
+        on_lost: Callable[[Port], None],
+        mailbox: Mailbox | None = None,
     ) -> None:
         self.director = director
         self.ports = list(ports)
         self.on_lost = on_lost
+        self.mailbox = mailbox
 
     def readable(self, port: Port) -> None:
         """What an event loop calls when the port's descriptor is readable, or in error.
@@ -425,13 +286,56 @@ class Drain:
                 break
             frames += 1
             size += pkt.end - pkt.start
-            if self.director.receive(pkt, now) == _ACCEPT:
+            verdict = self.director.receive(pkt, now)
+            if verdict == _ACCEPT:
                 self._send(pkt)
+            elif verdict == _STOLEN and pkt.owner >= 0:
+                self._hand_over(pkt)
         self.flush()
         return frames
 
+    def mail(self) -> None:
+        """What an event loop calls when the mailbox's descriptor is readable."""
+        self.take_mail(monotonic_ms())
+
+    def take_mail(self, now: cython.longlong, budget: cython.int = _BURST_FRAMES) -> cython.int:
+        """One burst of what other workers sent, bounded as :meth:`run` is; how many were read."""
+        mailbox = self.mailbox
+        if mailbox is None:
+            return 0
+        pkt = self.director.packet
+        netifs = self.director.neighs.netifs
+        taken = 0
+        size = 0
+        while taken < budget and size < _BURST_BYTES:
+            got = mailbox.read(pkt, netifs)
+            if got == _NO_MAIL:
+                break
+            taken += 1
+            if got == _REFUSED_MAIL:
+                continue
+            size += pkt.end - pkt.start
+            if got == _MAILED_MESSAGE:
+                self.director.hear(pkt.frame(), now)
+                continue
+            verdict = self.director.receive(pkt, now)
+            if verdict == _ACCEPT:
+                self._send(pkt)
+            elif verdict == _STOLEN and pkt.owner >= 0:
+                # Two workers that each take the other for the owner must not play ball with it: our
+                # bug, shown by the counter that must stay 0.
+                self.director.counters.drop(_UNKNOWN)
+        self.flush()
+        return taken
+
     def flush(self) -> cython.int:
-        """Write what waits in the director's outbox, also due after its timers ran; how many."""
+        """Write what waits in the director's outbox, also due after its timers ran; how many.
+
+        What it has to tell other workers goes out as well.
+        """
+        peers = self.director.peers
+        if peers is not None and peers.waiting:
+            self._tell(peers.take())
         outbox: Outbox = self.director.outbox
         if not outbox.frames:
             return 0
@@ -443,6 +347,20 @@ class Drain:
             else:
                 port.write_frame(frame)
         return len(waiting)
+
+    def _tell(self, messages: list[tuple[int, bytes]]) -> None:
+        for to, message in messages:
+            if self.mailbox is None:
+                self.director.counters.drop(_UNKNOWN)  # nobody to tell: our bug
+            else:
+                self.mailbox.send_message(message, to)
+
+    def _hand_over(self, pkt: Packet) -> cython.bint:
+        mailbox = self.mailbox
+        if mailbox is None:
+            self.director.counters.drop(_UNKNOWN)  # nobody to hand it to: our bug
+            return False
+        return mailbox.send_packet(pkt, pkt.owner)
 
     def _port_of(self, netif: Netif) -> Port | None:
         # Checked here, because a compiled list does not check it.

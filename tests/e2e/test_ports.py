@@ -36,12 +36,13 @@ from tunlb.links import (
 from tunlb.netif import Netif
 from tunlb.outbox import PLAIN_VNET
 from tunlb.packet import ETHER_LEN, Packet
-from tunlb.tap import DeviceError, Port, open_device
+from tunlb.tap import DeviceError, Port, open_device, open_queues
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("namespace")]
 
 CLONE_NEWNET = 0x40000000
 TUNGETVNETHDRSZ = 0x800454D7
+TUNSETSTEERINGEBPF = 0x800454E0
 TAP = "tunlb-tap"
 TUN = "tunlb-tun"
 OURS = Netif(0, TAP, 0x02AABBCCDDEE)
@@ -324,6 +325,82 @@ def test_a_process_without_capabilities() -> None:
         f"DeviceError: no permission to create or attach the tap device {TAP}"
     )
     assert f"ip tuntap add dev {TAP} mode tap user {os.geteuid()}" in refused
+
+
+# ---- several queues
+
+
+@contextmanager
+def queues(name: str, count: int) -> Iterator[list[Port]]:
+    tun = name == TUN
+    netif = Netif(0, name, 0 if tun else OURS.mac, tun=tun)
+    devices = open_queues(name, count, tun=tun)
+    ports = [Port(netif, device.fd, Counters(), device.offloads) for device in devices]
+    try:
+        yield ports
+    finally:
+        for port in ports:
+            port.close()
+
+
+def steer_all_to(queue: int, fd: int) -> None:
+    """Give the device a program of two instructions: r0 = queue; exit."""
+    program = struct.pack("=BBhiBBhi", 0xB7, 0, 0, queue, 0x95, 0, 0, 0)
+    code, licence = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b"")
+    attr = struct.pack("=IIQQ", 1, 2, ctypes.addressof(code), ctypes.addressof(licence))
+    attr = attr.ljust(120, b"\0")
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+    loaded = libc.syscall(number, 5, attr, len(attr))
+    if loaded < 0:
+        pytest.skip(f"bpf(2): {os.strerror(ctypes.get_errno())}")
+    fcntl.ioctl(fd, TUNSETSTEERINGEBPF, struct.pack("i", loaded))
+    os.close(loaded)
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["new", "persistent"])
+@pytest.mark.parametrize("name", [TAP, TUN])
+@pytest.mark.parametrize("count", [1, 3])
+def test_queues_of_one_device(name: str, count: int, prepared: bool) -> None:
+    if prepared:
+        sh(f"ip tuntap add dev {name} mode {name.removeprefix('tunlb-')} multi_queue")
+    with queues(name, count) as ports:
+        sh(f"ip link set {name} up")
+        about = sh(f"ip -d link show {name}")
+        assert (f"numqueues {count} numdisabled 0" in about) == (prepared or count > 1)
+        for port in ports:
+            assert port.offloads[:4] == ("csum", "tso4", "tso6", "tso_ecn")
+            assert port.write_frame(broadcast(port))
+    assert (find_link(name) is not None) == prepared
+
+
+def test_a_queue_has_the_number_of_its_place() -> None:
+    with queues(TUN, 3) as ports, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        sh(f"ip addr add 10.7.0.1/24 dev {TUN}", f"ip link set {TUN} up")
+        for index in range(3):
+            steer_all_to(index, ports[0].fd)
+            udp.sendto(b"for queue %d" % index, ("10.7.0.2", 9))
+        got = [
+            [frame[28:] for frame in read_all(port) if frame.startswith(b"\x45")] for port in ports
+        ]
+    assert got == [[b"for queue 0"], [b"for queue 1"], [b"for queue 2"]]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_queues_of_a_device_in_use(count: int) -> None:
+    """A multi-queue device would take more of them, at the cost of who has it already."""
+    with queues(TAP, 2), pytest.raises(DeviceError, match=rf"in use by .*pid {os.getpid()} \("):
+        open_queues(TAP, count)
+    with queues(TAP, count):
+        pass
+
+
+def test_several_queues_of_a_device_that_has_one() -> None:
+    sh(f"ip tuntap add dev {TAP} mode tap")
+    with pytest.raises(DeviceError, match="not a tap with several queues"):
+        open_queues(TAP, 2)
+    with queues(TAP, 1):
+        pass
 
 
 # ---- links

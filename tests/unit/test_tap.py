@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
 
 import pytest
-import pytun
 
 from tunlb.counters import Counters, DropReason
 from tunlb.director import Director
 from tunlb.hook import Verdict
-from tunlb.netif import Netif
+from tunlb.mailbox import Mailbox, open_mailbox
+from tunlb.neigh import NeighTable
+from tunlb.netif import Addresses, Netif
 from tunlb.outbox import PLAIN_VNET, Outbox
 from tunlb.packet import ETHER_LEN, L3_OFFSET, VNET_LEN, Packet
+from tunlb.peers import Peers
 from tunlb.tap import (
     BURST_BYTES,
     BURST_FRAMES,
-    DeviceError,
     Drain,
     Port,
     drop_reason,
-    open_device,
 )
 
 FRAME = bytes(range(60))
@@ -35,16 +34,22 @@ class ScriptedDirector(Director):
     """Does with each frame what the test says; keeps what it saw."""
 
     def __init__(self, counters: Counters, act: Callable[[Packet], int]) -> None:
-        # The real one's parts are not needed: drain only knows these three.
+        # The real one's parts are not needed: drain only knows these five.
         self.packet = Packet()
         self.outbox = Outbox(counters)
         self.counters = counters
+        self.peers = None
+        self.neighs = NeighTable(counters, Addresses(), self.outbox)
         self.act = act
         self.seen: list[tuple[bytes, int]] = []
+        self.heard: list[tuple[bytes, int]] = []
 
     def receive(self, pkt: Packet, now: int) -> int:
         self.seen.append((pkt.frame(), now))
         return self.act(pkt)
+
+    def hear(self, message: bytes, now: int) -> None:
+        self.heard.append((message, now))
 
 
 class Wire:
@@ -350,6 +355,183 @@ def test_an_exception_of_the_director_gets_out(
         Drain(ScriptedDirector(counters, act), [a.port], never).run(a.port, 0)
 
 
+# -- other workers
+
+
+class Worker:
+    """Worker ``index`` of two, on ports of its own; ``Worker.pair`` connects their mailboxes."""
+
+    def __init__(self, index: int, read_fd: int, write_fds: list[int]) -> None:
+        self.counters = Counters()
+        self.wires = (Wire(0, self.counters), Wire(1, self.counters))
+        self.director = ScriptedDirector(self.counters, to(self.wires[1]))
+        self.director.peers = Peers(index, 2, self.counters)
+        self.director.neighs.netifs = {(i, 0): wire.netif for i, wire in enumerate(self.wires)}
+        self.mailbox = Mailbox(read_fd, write_fds, self.counters)
+        self.slots = write_fds
+        ports = [wire.port for wire in self.wires]
+        self.drain = Drain(self.director, ports, never, self.mailbox)
+
+    @classmethod
+    def pair(cls) -> tuple[Worker, Worker]:
+        pairs = [open_mailbox() for _ in range(2)]
+        writers = [writer for _, writer in pairs]
+        return (
+            cls(0, pairs[0][0], [os.dup(writer) for writer in writers]),
+            cls(1, pairs[1][0], writers),
+        )
+
+    def close(self) -> None:
+        self.mailbox.close()
+        for wire in self.wires:
+            wire.close()
+
+
+@pytest.fixture
+def workers() -> Iterator[tuple[Worker, Worker]]:
+    pair = Worker.pair()
+    yield pair
+    for worker in pair:
+        worker.close()
+
+
+def give(owner: int, verdict: Verdict = Verdict.STOLEN) -> Callable[[Packet], int]:
+    def act(pkt: Packet) -> int:
+        pkt.ether_type = pkt.be16(L3_OFFSET - 2)  # ingress' work
+        pkt.owner = owner
+        return verdict
+
+    return act
+
+
+def test_a_frame_is_handed_to_its_owner_who_forwards_it(workers: tuple[Worker, Worker]) -> None:
+    reader, owner = workers
+    reader.director.act = give(1)
+    reader.wires[0].send(b"1" * 60, b"2" * 60)
+    assert reader.drain.run(reader.wires[0].port, 1234) == 2
+    assert owner.drain.take_mail(1235) == 2
+    assert owner.director.seen == [(b"1" * 60, 1235), (b"2" * 60, 1235)]
+    assert owner.wires[1].received() == [PLAIN_VNET + b"1" * 60, PLAIN_VNET + b"2" * 60]
+    assert [wire.received() for wire in (*reader.wires, owner.wires[0])] == [[], [], []]
+    assert reader.counters.snapshot() == {"RX_FRAMES": 2, "RX_BYTES": 120, "HANDED_OVER": 2}
+    assert owner.counters.snapshot() == {"HANDED_IN": 2, "TX_FRAMES": 2, "TX_BYTES": 120}
+    assert owner.drain.take_mail(1236) == 0
+
+
+@pytest.mark.parametrize("verdict", [Verdict.DROP, Verdict.ACCEPT, Verdict.STOP])
+def test_only_stolen_frames_are_handed_over(
+    workers: tuple[Worker, Worker], verdict: Verdict
+) -> None:
+    reader, owner = workers
+    reader.director.act = give(1, verdict)
+    reader.wires[0].send(FRAME)
+    reader.drain.run(reader.wires[0].port, 0)
+    assert owner.drain.take_mail(0) == 0
+
+
+def test_a_frame_without_an_owner_is_kept(workers: tuple[Worker, Worker]) -> None:
+    reader, owner = workers
+    reader.director.act = give(-1)
+    reader.wires[0].send(FRAME)
+    reader.drain.run(reader.wires[0].port, 0)
+    assert owner.drain.take_mail(0) == 0
+    assert reader.counters.snapshot() == {"RX_FRAMES": 1, "RX_BYTES": len(FRAME)}
+
+
+def test_a_single_worker_has_nobody_to_hand_to(
+    wires: tuple[Wire, Wire], counters: Counters
+) -> None:
+    a, _ = wires
+    drain = Drain(ScriptedDirector(counters, give(0)), [a.port], never)
+    a.send(FRAME)
+    drain.run(a.port, 0)
+    assert drain.take_mail(0) == 0
+    assert counters.dropped(DropReason.UNKNOWN) == 1
+
+
+def test_a_frame_is_handed_over_once(workers: tuple[Worker, Worker]) -> None:
+    """Two workers that each take the other for the owner do not play ball with it."""
+    reader, owner = workers
+    reader.director.act = give(1)
+    owner.director.act = give(0)
+    reader.wires[0].send(FRAME)
+    reader.drain.run(reader.wires[0].port, 0)
+    assert owner.drain.take_mail(0) == 1
+    assert reader.drain.take_mail(0) == 0
+    assert owner.counters.snapshot() == {"HANDED_IN": 1, "drop.UNKNOWN": 1}
+
+
+def test_messages_go_out_with_the_burst_and_are_heard(workers: tuple[Worker, Worker]) -> None:
+    teller, listener = workers
+    peers = teller.director.peers
+    assert peers is not None
+    peers.put(1, b"hello")
+    peers.put(1, b"again")
+    assert teller.drain.flush() == 0  # frames written
+    assert peers.waiting == []
+    assert listener.drain.take_mail(77) == 2
+    assert listener.director.heard == [(b"hello", 77), (b"again", 77)]
+    assert listener.director.seen == []
+
+
+def test_what_mail_leads_to_goes_out_after_it(workers: tuple[Worker, Worker]) -> None:
+    teller, listener = workers
+
+    def act(pkt: Packet) -> int:
+        assert listener.director.peers is not None
+        listener.director.peers.put(0, b"got it")
+        listener.director.outbox.put(listener.wires[0].netif, PLAIN_VNET + b"mine" * 15)
+        return drop(pkt)
+
+    listener.director.act = act
+    teller.director.act = give(1)
+    teller.wires[0].send(FRAME)
+    teller.drain.run(teller.wires[0].port, 0)
+    listener.drain.mail()
+    teller.drain.mail()
+    assert listener.wires[0].received() == [PLAIN_VNET + b"mine" * 15]
+    assert [message for message, _ in teller.director.heard] == [b"got it"]
+
+
+def test_messages_that_nobody_can_take(wires: tuple[Wire, Wire], counters: Counters) -> None:
+    director = ScriptedDirector(counters, drop)
+    director.peers = Peers(0, 2, counters)
+    director.peers.put(1, b"hello")
+    Drain(director, [wires[0].port], never).flush()
+    assert counters.snapshot() == {"drop.UNKNOWN": 1}
+
+
+@pytest.mark.parametrize("budget", [1, 3])
+def test_a_burst_of_mail_ends_at_its_budget(workers: tuple[Worker, Worker], budget: int) -> None:
+    teller, listener = workers
+    for _ in range(4):
+        teller.mailbox.send_message(b"hello", 1)
+    os.write(teller.slots[1], b"junk")
+    assert listener.drain.take_mail(0, budget) == budget
+    assert listener.drain.take_mail(0) == 5 - budget
+    assert len(listener.director.heard) == 4
+    assert listener.counters.snapshot() == {"drop.TRUNCATED": 1}
+
+
+def test_large_frames_end_a_burst_of_mail_early(workers: tuple[Worker, Worker]) -> None:
+    reader, owner = workers
+    size = 60000
+    reader.director.act = give(1)
+
+    def act(pkt: Packet) -> int:
+        reader.wires[0].send(bytes(size))
+        reader.drain.run(reader.wires[0].port, 0)
+        return drop(pkt)
+
+    owner.director.act = act
+    reader.wires[0].send(bytes(size))
+    reader.drain.run(reader.wires[0].port, 0)
+    assert owner.drain.take_mail(0) == -(-BURST_BYTES // size)
+
+
+# -- errors of a descriptor
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -367,96 +549,3 @@ def test_an_exception_of_the_director_gets_out(
 )
 def test_why_a_write_failed(name: str, reason: DropReason) -> None:
     assert drop_reason(getattr(errno, name)) == reason
-
-
-def refuse(monkeypatch: pytest.MonkeyPatch, where: object, name: str, err: int) -> None:
-    def raising(*_args: object, **_kwargs: object) -> None:
-        raise OSError(err, os.strerror(err))
-
-    monkeypatch.setattr(where, name, raising)
-
-
-@pytest.mark.parametrize(
-    ("err", "message", "hint"),
-    [
-        (errno.ENOENT, "/dev/net/tun is missing", "mknod /dev/net/tun c 10 200"),
-        (errno.EACCES, "no permission to open /dev/net/tun", "--device /dev/net/tun"),
-        (errno.EPERM, "no permission to open /dev/net/tun", "--device /dev/net/tun"),
-        (errno.ENXIO, "no TUN/TAP driver", "modprobe tun"),
-        (errno.EMFILE, "cannot open /dev/net/tun: Too many open files", ""),
-    ],
-    ids=["missing", "permission", "device cgroup", "no driver", "any other"],
-)
-def test_what_is_said_about_the_node(
-    monkeypatch: pytest.MonkeyPatch, err: int, message: str, hint: str
-) -> None:
-    refuse(monkeypatch, os, "open", err)
-    with pytest.raises(DeviceError) as caught:
-        open_device("lb0")
-    assert message in caught.value.message
-    assert hint in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("name", "tun", "queues", "err", "message", "hint"),
-    [
-        ("lb0", False, False, errno.EPERM, "no permission", "ip tuntap add dev lb0 mode tap user "),
-        ("lb0", True, True, errno.EPERM, "no permission", "dev lb0 mode tun multi_queue user "),
-        ("lb0", False, False, errno.EBUSY, "in use by another process", "ip -d link show lb0"),
-        ("lo", True, False, errno.EINVAL, "not a tun with one queue", "ip -d link show lo"),
-        ("a/b", False, False, errno.EINVAL, "cannot create the tap device a/b: Invalid", ""),
-    ],
-    ids=["permission", "permission, tun", "busy", "taken", "bad name"],
-)
-def test_what_is_said_about_the_device(
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    tun: bool,
-    queues: bool,
-    err: int,
-    message: str,
-    hint: str,
-) -> None:
-    refuse(monkeypatch, pytun, "TunTapDevice", err)
-    with pytest.raises(DeviceError) as caught:
-        open_device(name, tun=tun, multi_queue=queues, node=os.devnull)
-    assert message in caught.value.message
-    assert hint in caught.value.hint
-    assert str(caught.value).startswith(caught.value.message)
-
-
-def test_a_name_that_is_too_long_never_reaches_the_kernel() -> None:
-    with pytest.raises(DeviceError, match=r"'a-name-of-16-chr' is too long .at most 15"):
-        open_device("a-name-of-16-chr", node=os.devnull)
-
-
-@pytest.mark.parametrize(
-    ("offload", "known", "accepted"),
-    [
-        (True, 0x6F, ("csum", "tso4", "tso6", "tso_ecn", "uso4", "uso6")),
-        (True, 0x0F, ("csum", "tso4", "tso6", "tso_ecn")),
-        (True, 0x01, ("csum",)),
-        (True, 0, ()),
-        (False, 0x6F, ()),
-    ],
-    ids=["all", "a kernel before 6.2", "checksums only", "none", "not wanted"],
-)
-def test_offloads_are_probed_in_steps(
-    monkeypatch: pytest.MonkeyPatch, offload: bool, known: int, accepted: tuple[str, ...]
-) -> None:
-    calls: list[tuple[int, object]] = []
-
-    def ioctl(_fd: int, request: int, argument: object) -> None:
-        calls.append((request, argument))
-        if isinstance(argument, int) and argument & ~known:
-            raise OSError(errno.EINVAL, "unknown bit")
-
-    monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    monkeypatch.setattr(
-        pytun, "TunTapDevice", lambda **_: os.fdopen(os.open(os.devnull, os.O_RDWR))
-    )
-    fd, offloads = open_device("lb0", offload=offload, node=os.devnull)
-    assert offloads == accepted
-    assert calls[0] == (0x400454D8, struct.pack("i", VNET_LEN))
-    assert not os.get_blocking(fd)
-    os.close(fd)

@@ -10,10 +10,13 @@ import contextlib
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tunlb.lab import meter
 from tunlb.lab.host import Host, LabError
 from tunlb.lab.topology import IPERF_PORT
 
@@ -156,6 +159,44 @@ def connection(
         yield conn
     finally:
         conn.close()
+
+
+class Meter:
+    """A client of tunlb/lab/meter.py that runs until :meth:`stop`, which has what it saw."""
+
+    def __init__(self, host: Host, kind: str, address: str, port: int, **options: float) -> None:
+        flags = [word for key, value in options.items() for word in (f"--{key}", f"{value:g}")]
+        self._process = host.popen(
+            [sys.executable, "-I", meter.__file__, kind, address, str(port), *flags],
+            stdin=subprocess.PIPE,
+        )
+        self.up = self._line()
+
+    def _line(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        try:
+            said: dict[str, Any] = json.loads(line)
+        except ValueError:
+            rest = self._process.stdout.read()
+            raise LabError(f"the meter failed: {(line + rest).strip()[-500:]}") from None
+        return said
+
+    def stop(self) -> dict[str, Any]:
+        """Ends it; it may take a while to wait for what is still on its way."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self._line()
+
+
+def crowd(host: Host, address: str, port: int, count: int, *, period: float = 1.0) -> Meter:
+    """``count`` TCP connections to an echo service, each of which speaks every ``period`` s."""
+    return Meter(host, "crowd", address, port, count=count, period=period)
+
+
+def pulse(host: Host, address: str, port: int, *, rate: int = 1000) -> Meter:
+    """Datagrams of one flow to an echo service, ``rate`` a second."""
+    return Meter(host, "pulse", address, port, rate=rate)
 
 
 def tcp_echo(

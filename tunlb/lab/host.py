@@ -126,6 +126,7 @@ class Host:
         self,
         command: Sequence[str],
         *,
+        stdin: int = subprocess.DEVNULL,
         stdout: IO[bytes] | int | None = subprocess.PIPE,
         stderr: IO[bytes] | int | None = subprocess.STDOUT,
         env: Mapping[str, str] | None = None,
@@ -133,7 +134,7 @@ class Host:
         """Starts a command that ends with the lab at the latest."""
         process = subprocess.Popen(
             self.argv(command),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             text=True,
@@ -157,6 +158,7 @@ class Host:
             if process.poll() is None:
                 process.kill()
             process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
         self._started.clear()
