@@ -187,7 +187,7 @@ def _attach_error(name: str, tun: bool, multi_queue: bool, error: OSError) -> De
 
 def _in_use(name: str) -> DeviceError:
     return DeviceError(
-        f"the device {name} is in use by {_holders(name) or 'another process'}",
+        f"the device {name} is in use by {holders(name) or 'another process'}",
         f"stop that process, or give the port another name; ip -d link show {name}",
     )
 
@@ -200,7 +200,7 @@ def _exists(name: str) -> bool:
     return True
 
 
-def _holders(name: str) -> str:
+def holders(name: str) -> str:
     """Who has a device of this name open, as far as we may look: "pid 7 (qemu)"."""
     found: list[str] = []
     for pid in filter(str.isdigit, os.listdir("/proc")):

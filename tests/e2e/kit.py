@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TypeVar
 
 import tunlb
 from tunlb.lab import Lab, Topology, TunlbProcess, clients
+from tunlb.lab.net import processes_in
 from tunlb.lab.topology import FAMILIES, Family
 
 COMPILED = tunlb.build() == "compiled"
@@ -93,6 +95,19 @@ def own_addresses(lab: Lab) -> list[str]:
     return found
 
 
+def workers_of(lab: Lab) -> dict[int, int]:
+    """The pid of each worker that forwards in a lab, by its number."""
+    found = {}
+    for pid in processes_in([lab.director.ns]):
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except OSError:
+            continue
+        if name.startswith("tunlb-worker-"):
+            found[int(name.removeprefix("tunlb-worker-"))] = pid
+    return found
+
+
 def stopped(process: TunlbProcess) -> dict[str, object]:
     """Stops tunlb: what it logged at its end. It must have ended well."""
     assert process.stop() == 0, process.log_lines[-3:]
@@ -147,4 +162,5 @@ __all__ = [
     "with_keys",
     "with_lines",
     "without",
+    "workers_of",
 ]

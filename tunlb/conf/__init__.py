@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from tunlb.conf.diff import Change, Diff, diff, live
 from tunlb.conf.errors import ConfigError, Problem
-from tunlb.conf.load import DEFAULT_PATH, find, load, loads
+from tunlb.conf.load import DEFAULT_PATH, control_path, find, load, loads
 from tunlb.conf.schema import (
+    DEST_MAX,
     FWDMODES,
     HOOK_POINTS,
     KINDS,
@@ -17,6 +18,7 @@ from tunlb.conf.schema import (
     PROTOS,
     RESTART_KEYS,
     SCHEDULERS,
+    WORKERS_MAX,
     Config,
     Dest,
     Hook,
@@ -29,10 +31,19 @@ from tunlb.conf.schema import (
     Tunlb,
     Vlan,
 )
-from tunlb.conf.values import AddressRange, IPAddress, IPInterface, IPNetwork, Mac, PortRange
+from tunlb.conf.values import (
+    AddressRange,
+    IPAddress,
+    IPInterface,
+    IPNetwork,
+    Mac,
+    PortRange,
+    User,
+)
 
 __all__ = [
     "DEFAULT_PATH",
+    "DEST_MAX",
     "FWDMODES",
     "HOOK_POINTS",
     "KINDS",
@@ -40,6 +51,7 @@ __all__ = [
     "PROTOS",
     "RESTART_KEYS",
     "SCHEDULERS",
+    "WORKERS_MAX",
     "AddressRange",
     "Change",
     "Config",
@@ -60,7 +72,9 @@ __all__ = [
     "Service",
     "Timeouts",
     "Tunlb",
+    "User",
     "Vlan",
+    "control_path",
     "diff",
     "find",
     "live",

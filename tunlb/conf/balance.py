@@ -10,7 +10,7 @@ from tunlb.conf.errors import Problems, did_you_mean, shown
 from tunlb.conf.lookup import Spans, overlaps
 from tunlb.conf.net import Network
 from tunlb.conf.parsed import Parsed
-from tunlb.conf.schema import DestLine, ServiceLine
+from tunlb.conf.schema import DEST_MAX, DestLine, ServiceLine
 from tunlb.conf.values import LADDRS_MAX, AddressRange, IPAddress, special_of
 
 
@@ -146,8 +146,13 @@ class _Dests:
         self.reach = parsed.whole("port", "route")
 
     def check(self) -> None:
+        lines = self.parsed.numbered(DestLine)
+        if len(lines) > DEST_MAX:
+            message = f"{len(lines)} dests in all services together, more than {DEST_MAX}"
+            hint = "this is the first line too many: give some services to another director"
+            self.problems.add(lines[DEST_MAX][0], "", message, hint=hint)
         first: dict[tuple[object, ...], int] = {}
-        for line, dest in self.parsed.numbered(DestLine):
+        for line, dest in lines:
             service = self.services.get(dest.service)
             single = service.vport.single if service is not None else None
             dport = single if dest.dport is None else dest.dport

@@ -137,7 +137,7 @@ def _words(kind: Any) -> tuple[str, ...]:
 
 def _complaint(kind: Any, value: Any) -> str:
     plain, _ = _unwrap(kind)
-    if get_origin(plain) is Literal:
+    if get_origin(plain) is Literal or (isinstance(value, str) and _words(kind)):
         return "is not known"
     right: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
     if plain is int and type(value) is float:

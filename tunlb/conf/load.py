@@ -34,6 +34,7 @@ from tunlb.conf.values import parse
 
 DEFAULT_PATH: Final = "/etc/tunlb/tunlb.jsonl"
 ENV_PATH: Final = "TUNLB_CONFIG"
+ENV_CONTROL: Final = "TUNLB_CONTROL"
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
@@ -41,6 +42,13 @@ _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 def find(flag: str | None, environ: Mapping[str, str]) -> Path:
     """The file to read: the flag's, else $TUNLB_CONFIG's, else /etc/tunlb/tunlb.jsonl."""
     return Path(flag or environ.get(ENV_PATH) or DEFAULT_PATH)
+
+
+def control_path(config: Config, environ: Mapping[str, str]) -> str:
+    """The control socket's path, which tells the tunlbs of one machine apart: $TUNLB_CONTROL, else
+    the file's.
+    """
+    return environ.get(ENV_CONTROL) or config.tunlb.control
 
 
 def load(path: str | Path) -> Config:
@@ -163,8 +171,6 @@ def _planned(problems: Problems, number: int, kind: str, raw: dict[str, Any]) ->
     found = [later for later in LATER.get(kind, ()) if later.planned(raw.get(later.key))]
     for later in found:
         message = f"{shown(raw[later.key])} is not supported in this release"
-        if later.key == "workers":
-            message = "workers > 1 is not supported yet"
         problems.add(number, f"$.{later.key}", message, expected=later.accepted)
     return frozenset(later.key for later in found)
 

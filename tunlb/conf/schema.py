@@ -24,6 +24,7 @@ from tunlb.conf.values import (
     Mac,
     PortRange,
     TableSize,
+    User,
 )
 
 Proto: TypeAlias = Literal["tcp", "udp"]
@@ -38,6 +39,8 @@ SCHEDULERS: Final[tuple[str, ...]] = get_args(Scheduler)
 HOOK_POINTS: Final[tuple[str, ...]] = get_args(HookPoint)
 
 TIMEOUT_MAX_S: Final = 2678400  # 31 days, the longest that ipvsadm takes
+WORKERS_MAX: Final = 64  # worker processes
+DEST_MAX: Final = 65535  # dests of all services together
 
 # Seconds in each state, without the configuration's `_s`. Sources: IPVS' and DPVS' state tables.
 # IPVS has one UDP state, which both of ours stand for.
@@ -116,11 +119,17 @@ class _Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tunlb(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="tunlb"):
-    """The director as a whole. `seed` None = drawn at start; `metrics` None = off."""
+    """The director as a whole. `seed` None = drawn at start; `metrics` None = off.
+
+    `workers` is what was written, so that a file means the same on every machine: `worker_count`
+    makes a number of it.
+    """
 
     version: Literal[1] = 1
     name: Name = "tunlb"
-    workers: Literal[1, "auto"] = 1
+    workers: Annotated[int, Meta(ge=1, le=WORKERS_MAX)] | Literal["auto"] = 1
+    user: User = User("nobody")
+    steering: bool = True
     conn_max: Annotated[int, Meta(ge=16, le=16777216)] = 1048576
     control: Annotated[str, Meta(min_length=1, max_length=107, description="a path")] = (
         "/run/tunlb/control.sock"
@@ -133,6 +142,13 @@ class Tunlb(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="tunlb"):
     ) = None
     stop_grace_s: Annotated[float, Meta(ge=0, le=86400)] = 0
     force: bool = False
+
+    def worker_count(self, cores: int) -> int:
+        """The number of workers, where this process may use `cores` (sched_getaffinity(2)).
+
+        Asked once a run, by the supervisor: a worker is pinned, and would find one core.
+        """
+        return max(1, min(cores, WORKERS_MAX)) if self.workers == "auto" else self.workers
 
 
 class Vlan(_Keys, kw_only=True, frozen=True):
@@ -346,9 +362,6 @@ _LATER_FWDMODE = Later("fwdmode", lambda v: v in _LATER_FWDMODES, '"fnat", "nat"
 LATER_KINDS: Final = ("acl",)
 LATER: Final[Mapping[str, tuple[Later, ...]]] = MappingProxyType(
     {
-        "tunlb": (
-            Later("workers", lambda v: type(v) is int and v > 1, '1 or "auto", which is 1 for now'),
-        ),
         "service": (
             Later("proto", lambda v: v in ("sctp", "icmp"), '"tcp" or "udp"'),
             _LATER_FWDMODE,
@@ -364,7 +377,8 @@ LATER: Final[Mapping[str, tuple[Later, ...]]] = MappingProxyType(
 
 # Keys whose change waits for a restart; a reload applies every other. An identity key (a port's
 # name) here means that adding or removing one waits. Opening and setting up a device is the
-# privileged step that happens once; a table's size and seed decide where its rows are.
+# privileged step that happens once; a table's size and seed, and the number of workers, decide
+# where its rows are.
 RESTART_KEYS: Final = frozenset(
     {
         "tunlb.workers",
@@ -373,6 +387,8 @@ RESTART_KEYS: Final = frozenset(
         "tunlb.metrics",
         "tunlb.seed",
         "tunlb.force",
+        "tunlb.user",
+        "tunlb.steering",
         "port.name",
         "port.type",
         "port.mac",

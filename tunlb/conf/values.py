@@ -50,6 +50,8 @@ LADDRS_MAX: Final = 1024  # local addresses of one service
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _PORT_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _ENDPOINT = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]{1,5})")
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}[A-Za-z0-9_.$-]?")
+_UID_MAX = 0xFFFF_FFFE  # the one above means "no user" to the kernel
 _BROADCAST = IPv4Address("255.255.255.255")
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
@@ -126,6 +128,12 @@ class Mac(bytes):
 
 class TableSize(int):
     """The number of slots of a Maglev table: a prime, so that every skip visits every slot."""
+
+
+class User(str):
+    """A user's name, or a number in decimal."""
+
+    __slots__ = ()
 
 
 class Endpoint(tuple[IPAddress, int]):
@@ -286,6 +294,18 @@ def _endpoint(value: object) -> Endpoint:
     return Endpoint(_any_address(found[1] or found[2]), int(found[3]))
 
 
+def _user(value: object) -> User:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    text = _text(value)
+    if re.fullmatch(r"-?[0-9]+", text):
+        if len(text) > 10 or not 0 <= int(text) <= _UID_MAX:
+            raise RefusedError(f"{shown(text)} is out of range")
+    elif not _USER.fullmatch(text):
+        raise RefusedError(f"{shown(text)} is not a user's name")
+    return User(text)
+
+
 def _table_size(value: object) -> TableSize:
     if not isinstance(value, int) or isinstance(value, bool):
         raise RefusedError(f"{shown(value)} is not an integer")
@@ -310,6 +330,7 @@ READERS: Final[MappingProxyType[Any, tuple[Callable[[object], Any], str]]] = Map
         Mac: (_mac, 'an Ethernet address like "02:00:00:00:00:01"'),
         PortRange: (_port_range, 'a port 1-65535, a range like "8000-8099", or 0 for any port'),
         Endpoint: (_endpoint, 'an address and a port like "127.0.0.1:9090" or "[::1]:9090"'),
+        User: (_user, "a user's name, or a number 0-4294967294"),
         TableSize: (_table_size, "a prime 251-131071"),
     }
 )

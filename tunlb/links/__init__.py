@@ -8,22 +8,43 @@ missing.
 
 from __future__ import annotations
 
-from tunlb.links.change import Change, Setup, undo
-from tunlb.links.link import Link, configure_port, derive_mac, find_link
+from tunlb.links.change import (
+    Change,
+    Journal,
+    Setup,
+    dump_changes,
+    load_changes,
+    merge_undo,
+    undo,
+)
+from tunlb.links.link import Link, TunTap, configure_port, derive_mac, find_link
 from tunlb.links.loops import LoopProblem, check_loops
-from tunlb.links.tun import install_tun_routes
+from tunlb.links.tun import (
+    TunAddresses,
+    install_tun_routes,
+    service_addresses,
+    tun_addresses,
+)
 from tunlb.links.watch import watch
 
 __all__ = [
     "Change",
+    "Journal",
     "Link",
     "LoopProblem",
     "Setup",
+    "TunAddresses",
+    "TunTap",
     "check_loops",
     "configure_port",
     "derive_mac",
+    "dump_changes",
     "find_link",
     "install_tun_routes",
+    "load_changes",
+    "merge_undo",
+    "service_addresses",
+    "tun_addresses",
     "undo",
     "watch",
 ]

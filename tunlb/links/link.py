@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from pyroute2 import IPRoute
 
 from tunlb.conf.schema import Port
 from tunlb.conf.values import IPInterface
-from tunlb.links.change import Change, Setup, apply
+from tunlb.links.change import Change, Journal, Setup, apply
 from tunlb.tap import DeviceError
 
 IFF_UP = 1
 IFA_F_NODAD = 2
+IFLA_TUN_TYPE_TUN = 1
+
+
+class TunTap(NamedTuple):
+    """What a TUN or TAP device is: `owner` None = anybody may attach to it."""
+
+    type: Literal["tap", "tun"]
+    owner: int | None
+    persistent: bool
+    multi_queue: bool
+    attached: bool  # some process has a queue of it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """An interface of the kernel. `mac` is empty on a TUN; `master` is a bridge's index or 0."""
+    """An interface of the kernel. `mac` is empty on a TUN; `master` is a bridge's index or 0.
+
+    `device` is None for what is neither a TUN nor a TAP.
+    """
 
     index: int
     name: str
@@ -32,6 +46,7 @@ class Link:
     txqueuelen: int
     master: int
     hairpin: bool
+    device: TunTap | None
 
 
 def find_link(name: str) -> Link | None:
@@ -66,6 +81,24 @@ def link_from(link: Any) -> Link:
         txqueuelen=link.get("txqlen") or 0,
         master=link.get("master") or 0,
         hairpin=bool(link.get(("linkinfo", "slave_data", "mode"))),
+        device=_tuntap(link) if link.get(("linkinfo", "kind")) == "tun" else None,
+    )
+
+
+def _tuntap(link: Any) -> TunTap:
+    def get(key: str) -> int | None:
+        value: int | None = link.get(("linkinfo", "data", key))
+        return value
+
+    # The kernel counts queues of multi-queue devices only. Any device that is not attached has no
+    # carrier, but one whose carrier somebody switched off may be.
+    queues = (get("tun_num_queues") or 0) + (get("tun_num_disabled_queues") or 0)
+    return TunTap(
+        type="tun" if get("tun_type") == IFLA_TUN_TYPE_TUN else "tap",
+        owner=get("tun_owner"),
+        persistent=bool(get("tun_persist")),
+        multi_queue=bool(get("tun_multi_queue")),
+        attached=queues > 0 or bool(link.get("carrier")),
     )
 
 
@@ -81,42 +114,63 @@ def derive_mac(kernel_mac: bytes, name: str) -> int:
     return int.from_bytes(bytes([first]) + digest[1:], "big")
 
 
-def configure_port(port: Port) -> Setup:
+def configure_port(port: Port, journal: Journal | None = None) -> Setup:
     """MTU, queue length, bridge, up, addresses: the kernel's side as the port line wants it.
 
     The device must exist (`tap.open_device`). Its MAC stays as it is. Raises DeviceError; without
     permission, only for what is missing and needed.
     """
-    name = port.name
     with IPRoute() as ipr:
-        link = require_in(ipr, name)
-        changes: list[Change] = []
+        link = require_in(ipr, port.name)
+        changes = [
+            *_link_changes(ipr, link, port),
+            *_missing_addresses(ipr, link, port.host_addresses),
+        ]
+        return apply(ipr, port.name, changes, journal)
 
-        def want(
-            what: str, command: str, arguments: Mapping[str, Any], needed: bool = True
-        ) -> None:
-            changes.append(
-                Change(what, command, "link", "set", {"index": link.index, **arguments}, needed)
-            )
 
-        if link.mtu != port.mtu:
-            want(f"mtu is {link.mtu}", f"ip link set {name} mtu {port.mtu}", {"mtu": port.mtu})
-        if link.txqueuelen != port.txqueuelen:
-            want(
-                f"txqueuelen is {link.txqueuelen}",
-                f"ip link set {name} txqueuelen {port.txqueuelen}",
-                {"txqlen": port.txqueuelen},
-                needed=False,
-            )
-        if port.bridge is not None:
-            bridge = _bridge(ipr, port.bridge)
-            if link.master != bridge.index:
-                command = f"ip link set {name} master {bridge.name}"
-                want(f"not in the bridge {bridge.name}", command, {"master": bridge.index})
-        if not link.up:
-            want("down", f"ip link set {name} up", {"state": "up"})
-        changes += _missing_addresses(ipr, link, port.host_addresses)
-        return apply(ipr, name, changes)
+def _link_changes(ipr: IPRoute, link: Link, port: Port) -> Iterator[Change]:
+    if link.mtu != port.mtu:
+        yield _set(link, "mtu", port.mtu, link.mtu)
+    if link.txqueuelen != port.txqueuelen:
+        change = _set(link, "txqueuelen", port.txqueuelen, link.txqueuelen, "txqlen")
+        yield change._replace(needed=False)
+    if port.bridge is not None:
+        bridge = _bridge(ipr, port.bridge)
+        if link.master != bridge.index:
+            yield _attach(ipr, link, bridge)
+    if not link.up:
+        down = Change("up", f"ip link set {link.name} down", *_of(link, state="down"))
+        up = Change("down", f"ip link set {link.name} up", *_of(link, state="up"))
+        yield up._replace(undo=(down,))
+
+
+def _of(link: Link, **keys: object) -> tuple[str, str, dict[str, object]]:
+    return "link", "set", {"index": link.index, **keys}
+
+
+def _set(link: Link, key: str, new: int, old: int, netlink_key: str = "") -> Change:
+    attribute = netlink_key or key
+    command = f"ip link set {link.name} {key}"
+    back = Change(f"{key} is {new}", f"{command} {old}", *_of(link, **{attribute: old}))
+    change = Change(f"{key} is {old}", f"{command} {new}", *_of(link, **{attribute: new}))
+    return change._replace(undo=(back,))
+
+
+def _attach(ipr: IPRoute, link: Link, bridge: Link) -> Change:
+    command = f"ip link set {link.name}"
+    before = next((x.name for x in map(link_from, ipr.get_links()) if x.index == link.master), "")
+    back = Change(
+        f"in the bridge {bridge.name}",
+        f"{command} master {before}" if before else f"{command} nomaster",
+        *_of(link, master=link.master),
+    )
+    change = Change(
+        f"not in the bridge {bridge.name}",
+        f"{command} master {bridge.name}",
+        *_of(link, master=bridge.index),
+    )
+    return change._replace(undo=(back,))
 
 
 def _bridge(ipr: IPRoute, name: str) -> Link:
@@ -145,9 +199,17 @@ def _missing_addresses(ipr: IPRoute, link: Link, wanted: Iterable[IPInterface]) 
         if (address.ip, prefix_len) in present:
             continue
         arguments = {"index": link.index, "address": str(address.ip), "prefixlen": prefix_len}
+        delete = Change(
+            f"it has {address}",
+            f"ip addr del {address} dev {link.name}",
+            "addr",
+            "del",
+            dict(arguments),
+        )
         command = f"ip addr add {address} dev {link.name}"
         if address.version == 6:
             # Nobody else is on this link who could have the address.
             arguments["flags"] = IFA_F_NODAD
             command += " nodad"
-        yield Change(f"{address} is missing", command, "addr", "add", arguments)
+        add = Change(f"{address} is missing", command, "addr", "add", arguments)
+        yield add._replace(undo=(delete,))

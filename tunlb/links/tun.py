@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from typing import NamedTuple
 
 from pyroute2 import IPRoute
 
+from tunlb.conf.schema import Config
 from tunlb.conf.values import IPAddress, IPNetwork
-from tunlb.links.change import SYSCTLS, Change, Setup, apply
+from tunlb.director import owned
+from tunlb.links.change import SYSCTLS, Change, Journal, Setup, apply
 from tunlb.links.link import Link, require_in
 from tunlb.tap import DeviceError
 
@@ -25,8 +29,44 @@ RT_SCOPE_LINK = 253
 RTPROT_RA = 9
 
 
+class TunAddresses(NamedTuple):
+    """A TUN by its name, and what is routed into it."""
+
+    name: str
+    addresses: frozenset[IPAddress]
+
+
+def service_addresses(config: Config) -> frozenset[IPAddress]:
+    """Every VIP and laddr."""
+    return frozenset(address for service in config.services for _, address in owned(service))
+
+
+def tun_addresses(config: Config, also: Iterable[IPAddress] = ()) -> TunAddresses | None:
+    """What is routed into the first TUN (None: there is none): the VIPs and laddrs, and those in
+    `also`, that no TAP's subnet holds, and the TUN's own addresses.
+    """
+    tun = next((port for port in config.ports if port.type == "tun"), None)
+    if tun is None:
+        return None
+    on_link = [
+        interface.network
+        for port in config.ports
+        if port.type == "tap"
+        for _, interfaces in port.subports()
+        for interface in interfaces
+    ]
+    wanted = service_addresses(config).union(also)
+    routed = {a for a in wanted if not any(a in network for network in on_link)}
+    return TunAddresses(tun.name, frozenset(routed.union(a.ip for a in tun.addresses)))
+
+
 def install_tun_routes(
-    name: str, vips: Collection[IPAddress], laddrs: Collection[IPAddress]
+    name: str,
+    vips: Collection[IPAddress],
+    laddrs: Collection[IPAddress],
+    journal: Journal | None = None,
+    *,
+    only_add: bool = False,
 ) -> Setup:
     """Make the kernel hand VIPs and laddrs to the TUN, and forward what we write to it. Idempotent.
 
@@ -34,11 +74,13 @@ def install_tun_routes(
     every packet *not* coming from the TUN: what we write can therefore not come back by these
     routes, whatever address it has. Call it again with new addresses after a reload, and with the
     same ones after the link was down, which makes the kernel forget its routes. The rule outlives
-    the device (and matches an empty table) until `undo`.
+    the device (and matches an empty table) until `undo`. What an earlier call routed and this one
+    does not is taken out, unless `only_add`: somebody may still be using it.
 
     The sysctls, each only where it differs:
 
-    - forwarding on, or the kernel drops what we write. For IPv6, turning it on makes the kernel
+    - forwarding on, or the kernel drops what we write. The switch sets every interface's own, and
+      back as well, so its undo puts back what those were. For IPv6, turning it on makes the kernel
       ignore router advertisements, so an interface that owes its default route to one is told to
       go on (accept_ra 2).
     - the reverse path filter off on the TUN: the client's address, which NAT keeps, is behind
@@ -60,9 +102,10 @@ def install_tun_routes(
             nets = _networks(addresses, version)
             if nets:
                 changes += _needs4(ipr, link) if version == 4 else _needs6(ipr)
-            changes += _tun_rule(ipr, name, family, bool(nets))
-            changes += _tun_routes(ipr, link, family, nets)
-        return apply(ipr, name, changes)
+            rules = _tun_rule(ipr, name, family, bool(nets))
+            routes = _tun_routes(ipr, link, family, nets)
+            changes += [c for c in (*rules, *routes) if c.verb == "add" or not only_add]
+        return apply(ipr, name, changes, journal)
 
 
 def _networks(addresses: Iterable[IPAddress], version: int) -> list[IPNetwork]:
@@ -139,7 +182,7 @@ def _tun_routes(
 def _needs4(ipr: IPRoute, link: Link) -> Iterator[Change]:
     conf = f"ipv4/conf/{link.name}"
     if _sysctl("ipv4/ip_forward") != "1":
-        yield _set("ipv4/ip_forward", "1")
+        yield _forward("ipv4/ip_forward")
     elif _sysctl(f"{conf}/forwarding") != "1":
         yield _set(f"{conf}/forwarding", "1")
     if _sysctl("ipv4/conf/all/rp_filter") == "0":
@@ -180,7 +223,20 @@ def _needs6(ipr: IPRoute) -> Iterator[Change]:
         path = f"ipv6/conf/{socket.if_indextoname(index)}/accept_ra"
         if _sysctl(path) == "1":
             yield _set(path, "2")
-    yield _set("ipv6/conf/all/forwarding", "1")
+    yield _forward("ipv6/conf/all/forwarding")
+
+
+def _forward(switch: str) -> Change:
+    family = switch.partition("/")[0]
+    conf = f"{family}/conf"
+    own = (f"{conf}/{name}/forwarding" for name in os.listdir(SYSCTLS / conf) if name != "all")
+    old = _sysctl(switch)
+    again = [path for path in own if _sysctl(path) != old]
+    if family == "ipv4" and _sysctl(f"{conf}/all/accept_redirects") == "0":
+        # To the kernel, forwarding off means a host, which heeds redirects.
+        again.append(f"{conf}/all/accept_redirects")
+    change = _set(switch, "1")
+    return change._replace(undo=(*change.undo, *map(_back, again)))
 
 
 def _sysctl(path: str) -> str:
@@ -192,16 +248,17 @@ def _sysctl(path: str) -> str:
 
 
 def _set(path: str, value: str, needed: bool = True) -> Change:
-    old = _sysctl(path)
+    change = _write(path, value)
+    return change._replace(needed=needed, undo=(_back(path),))
+
+
+def _back(path: str) -> Change:
+    """What puts a sysctl back to its value of now."""
+    return _write(path, _sysctl(path))
+
+
+def _write(path: str, value: str) -> Change:
     # In its own notation a dot in a device's name would be a separator, and a slash is not.
-    make = Change(
-        f"{path} is {old}",
-        f"sysctl -w net/{path}={value}",
-        "sysctl",
-        "set",
-        {"path": path, "value": value},
-        needed,
-    )
-    arguments = {"path": path, "value": old}
-    back = make._replace(command=f"sysctl -w net/{path}={old}", arguments=arguments)
-    return make._replace(undo=(back,))
+    command = f"sysctl -w net/{path}={value}"
+    arguments = {"path": path, "value": value}
+    return Change(f"{path} is {_sysctl(path)}", command, "sysctl", "set", arguments)

@@ -322,3 +322,16 @@ def test_bad(lines: list[Line], expected: list[tuple[int, str, str]]) -> None:
     assert [item[:2] for item in found] == [item[:2] for item in expected], caught.value
     for (_, _, text), (_, _, words) in zip(found, expected, strict=True):
         assert words in text
+
+
+def test_the_most_dests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted over all services; the problem is at the first line too many."""
+    lines = [LB0, service(), dest(), dest("10.0.0.12"), service("b", vport=81), dest(name="b")]
+    monkeypatch.setattr("tunlb.conf.balance.DEST_MAX", 3)
+    text = "\n".join(map(json.dumps, lines))
+    assert len(loads(text).services) == 2
+    monkeypatch.setattr("tunlb.conf.balance.DEST_MAX", 2)
+    with pytest.raises(ConfigError) as caught:
+        loads(text, "f")
+    (problem,) = caught.value.problems
+    assert str(problem).startswith("f:6: 3 dests in all services together, more than 2 (hint: ")

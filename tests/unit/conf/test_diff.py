@@ -58,6 +58,12 @@ def test_the_order_of_lines_is_no_difference() -> None:
             ("tunlb.conn_max", "tunlb.seed"),
             ("name",),
         ),
+        (
+            TUNLB,
+            {"workers": 2, "user": "lb", "steering": False, "log_level": "debug"},
+            ("tunlb.workers", "tunlb.user", "tunlb.steering"),
+            ("log_level",),
+        ),
         (LB0, {"mtu": 1400, "bridge": "b"}, ("port[lb0].mtu", "port[lb0].bridge"), ()),
         (HOOK, {"priority": 1}, ("hook",), ()),
     ],

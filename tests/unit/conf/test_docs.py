@@ -9,7 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tunlb.conf import PROFILES, RESTART_KEYS, AddressRange, ConfigError, loads
+from tunlb.conf import (
+    DEST_MAX,
+    PROFILES,
+    RESTART_KEYS,
+    WORKERS_MAX,
+    AddressRange,
+    ConfigError,
+    loads,
+)
 from tunlb.conf.schema import KINDS, Vlan
 
 DOCS = Path(__file__).parents[3] / "docs" / "configuration.md"
@@ -102,3 +110,9 @@ def test_the_most_laddrs() -> None:
     first = AddressRange.__doc__ or ""
     assert "LADDRS_MAX" in first
     assert "1024 addresses" in next(r["range"] for r in TABLES["service"] if "laddrs" in r["key"])
+
+
+def test_the_most_dests_and_workers() -> None:
+    assert f"At most {DEST_MAX} lines, over all services" in TEXT
+    (workers,) = (row for row in TABLES["tunlb"] if row["key"] == "`workers`")
+    assert workers["range"] == f'1-{WORKERS_MAX} or `"auto"`'

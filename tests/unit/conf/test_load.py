@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -11,7 +12,17 @@ from typing import Any
 
 import pytest
 
-from tunlb.conf import ConfigError, PortRange, Timeouts, Tunlb, find, load, loads
+from tunlb.conf import (
+    ConfigError,
+    PortRange,
+    Timeouts,
+    Tunlb,
+    User,
+    control_path,
+    find,
+    load,
+    loads,
+)
 from tunlb.conf.schema import PROFILES, Overrides
 
 PORT = '{"kind":"port","name":"lb0","addresses":["10.0.0.254/24","fd00::fe/64"]}'
@@ -97,6 +108,7 @@ def test_vport(vport: object, first: int, last: int, text: str) -> None:
     ("kind", "keys"),
     [
         ("tunlb", {"workers": "auto", "seed": "00ff00FF", "metrics": "[::1]:9090"}),
+        ("tunlb", {"workers": 64, "user": "_lb-1$", "steering": False}),
         ("tunlb", {"conn_max": 16, "stop_grace_s": 1.5, "force": True, "log_level": "debug"}),
         ("port", {"name": "tap.5", "mac": "02:AB:00:00:00:01", "mtu": 65521, "offload": False}),
         ("port", {"vlans": [{"id": 1}, {"id": 4094, "addresses": ["10.9.0.1/31"]}]}),
@@ -112,9 +124,24 @@ def test_taken(kind: str, keys: dict[str, Any]) -> None:
 REFUSED: tuple[tuple[str, str, Any, str], ...] = (
     # kind, key, value, what is told after "f:1: $.key"
     ("tunlb", "version", 2, ": 2 is not known (expected 1)"),
-    ("tunlb", "workers", 2, ': workers > 1 is not supported yet (expected 1 or "auto", which is'),
-    ("tunlb", "workers", 0, ': 0 is not known (expected 1 or "auto")'),
-    ("tunlb", "workers", "atuo", ': "atuo" is not known (expected 1 or "auto"; hint: did you mean'),
+    ("tunlb", "workers", 0, ': 0 is out of range (expected an integer 1-64 or "auto")'),
+    ("tunlb", "workers", 65, ": 65 is out of range (expected an integer 1-64 or"),
+    ("tunlb", "workers", 1.5, ": 1.5 is not an integer (expected an integer 1-64 or"),
+    ("tunlb", "workers", True, ": true is a boolean (expected an integer 1-64 or"),
+    (
+        "tunlb",
+        "workers",
+        "atuo",
+        ': "atuo" is not known (expected an integer 1-64 or "auto"; hint: did you mean "auto"?)',
+    ),
+    ("tunlb", "user", "", ": \"\" is not a user's name (expected a user's name, or a number 0-"),
+    ("tunlb", "user", "no body", ': "no body" is not a user\'s name'),
+    ("tunlb", "user", "nobody\n", r': "nobody\n" is not a user'),
+    ("tunlb", "user", -1, ': "-1" is out of range (expected a user\'s name, or a number 0-429496'),
+    ("tunlb", "user", "4294967295", ': "4294967295" is out of range'),
+    ("tunlb", "user", "9" * 5000, ': "99999'),
+    ("tunlb", "user", True, ": true is not a string"),
+    ("tunlb", "steering", 0, ": 0 is a number (expected true or false)"),
     (
         "tunlb",
         "conn_max",
@@ -327,6 +354,38 @@ def test_an_empty_file_is_no_configuration() -> None:
 )
 def test_which_file(flag: str | None, environ: dict[str, str], path: str) -> None:
     assert str(find(flag, environ)) == path
+
+
+@pytest.mark.parametrize(
+    ("keys", "environ", "path"),
+    [
+        ({}, {}, "/run/tunlb/control.sock"),
+        ({"control": "/run/b"}, {"TUNLB_CONTROL": ""}, "/run/b"),
+        ({"control": "/run/b"}, {"TUNLB_CONTROL": "/run/c"}, "/run/c"),
+    ],
+)
+def test_which_control_socket(keys: dict[str, Any], environ: dict[str, str], path: str) -> None:
+    assert control_path(loads(PORT + "\n" + line("tunlb", **keys)), environ) == path
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "count"),
+    [(1, 8, 1), (4, 2, 4), ("auto", 8, 8), ("auto", 1, 1), ("auto", 200, 64)],
+)
+def test_how_many_workers(workers: object, cores: int, count: int) -> None:
+    config = loads(PORT + "\n" + line("tunlb", workers=workers))
+    assert config.tunlb.worker_count(cores) == count
+    assert config.tunlb.workers == workers, "what was written stays what was written"
+
+
+@pytest.mark.parametrize(
+    ("written", "user"),
+    [("tunlb", "tunlb"), ("1000", "1000"), (1000, "1000"), (0, "0"), (4294967294, "4294967294")],
+)
+def test_a_user_is_a_name_or_a_number(written: object, user: str) -> None:
+    found = loads(PORT + "\n" + line("tunlb", user=written)).tunlb.user
+    assert (found, type(found)) == (user, User)
+    assert pickle.loads(pickle.dumps(found)) == found
 
 
 def test_timeouts_profile_then_global_then_service() -> None:

@@ -1,0 +1,52 @@
+"""`tunlb teardown`: takes back exactly what `tunlb setup` changed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Final
+
+HELP: Final = "as root: take back exactly what `tunlb setup` changed"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="the configuration of the setup (default: $TUNLB_CONFIG, then /etc/tunlb/tunlb.jsonl)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0: nothing of setup is left; 1: something is, and why was said; 77, 78 as setup"""
+    from tunlb.cli import EXIT_CONFIG
+    from tunlb.conf import ConfigError, control_path, find, load
+
+    try:
+        config = load(find(arguments.config, os.environ))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+
+    from tunlb.cli.setup import EXIT_PRIVILEGE, permitted
+    from tunlb.links import prepare
+    from tunlb.links.record import RecordError, record_path
+
+    if not permitted("teardown"):
+        return EXIT_PRIVILEGE
+    control = control_path(config, os.environ)
+    try:
+        removed = prepare.teardown(config, control)
+    except (prepare.InUse, RecordError) as error:
+        print(f"tunlb teardown: {error}", file=sys.stderr)
+        return 1
+    if removed is None:
+        print(f"nothing to do: there is no {record_path(control)}")
+        return 0
+    for command in removed.undone:
+        print(command)
+    for text in removed.failed:
+        print(f"tunlb teardown: not taken back, try again later: {text}", file=sys.stderr)
+    return 1 if removed.failed else 0
