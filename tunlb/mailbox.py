@@ -123,9 +123,6 @@ class Mailbox:
             self.counters.drop(_UNKNOWN)  # our bug, or a hook's that moved the frame
             return False
         emit(pkt)
-        if not iif.tun:
-            # Ingress moves the packet over a VLAN tag, and leaves what is before it as it was.
-            pkt.put16(_L3_OFFSET - 2, pkt.ether_type)
         pkt.put16(_BASE, _FRAME << 8 | _FORMAT)
         pkt.put16(_BASE + 2, iif.queue)
         pkt.put16(_BASE + 4, iif.vid)

@@ -128,6 +128,8 @@ class NeighTable(Wheel):
         self.outbox = outbox
         self.peers = Peers(0, 1, counters) if peers is None else peers
         self.rows = None if rows is None else NeighRows(rows)
+        if self.rows is not None and len(self.rows) <= NEIGH_MAX:
+            raise ValueError(f"neighbours need {NEIGH_ROWS_SIZE} bytes of rows")
         self.netifs: dict[tuple[int, int], Netif] = {}
         # Index 0 means "not decided"; nobody also sits where an entry was deleted.
         self._nobody = NeighEntry(0, NOWHERE, 0, 0)
@@ -193,9 +195,12 @@ class NeighTable(Wheel):
         if entry is self._nobody:
             raise ValueError(f"more than {NEIGH_MAX} static neighbours")
         self.cancel(index)
+        # Only a row of its own: before adopt() the others are a former incarnation's.
+        has_row = REACHABLE <= entry.state < NOARP
         entry.state = NOARP
         entry.set_mac(mac)
-        self._mirror(entry)
+        if has_row:
+            self._mirror(entry)
         self._release(entry)
 
     def forget_static(self) -> None:
@@ -260,7 +265,8 @@ class NeighTable(Wheel):
     def _send_request(self, entry: NeighEntry, to: bytes) -> bool:
         netif = entry.netif
         if not self._speaks():
-            return self.peers.put(0, self._message(ASK, entry, to, 0))
+            ask = pack(ASK, self.peers.worker, netif, entry.hi, entry.lo, to, 0)
+            return self.peers.put(0, ask)
         is_v4 = entry.hi == 0 and entry.lo >> 32 == _MAPPED_PREFIX
         source = self.addresses.primary(netif, 4 if is_v4 else 6)
         if source is None:
@@ -281,16 +287,18 @@ class NeighTable(Wheel):
 
     def _learn(self, entry: NeighEntry, mac: bytes, now: int) -> None:
         """An answer that we asked for: take its MAC address, and tell the other workers."""
+        entry.asking = False
         self._take(entry, mac, now, now)
         if self._speaks():
             self.peers.tell_all(self._message(TELL, entry, mac, now))
 
     def _take(self, entry: NeighEntry, mac: bytes, confirmed: int, now: int) -> None:
-        """``mac`` was right at ``confirmed``: it is reachable, and the waiting packets go."""
+        """``mac`` was right at ``confirmed``: it is reachable, and the waiting packets go. A
+        question of ours stays open: others may wait for its answer.
+        """
         # What our own traffic says later counts for its own MAC address only.
         entry.confirmed = max(confirmed, entry.confirmed) if mac == entry.mac else confirmed
         entry.set_mac(mac)
-        entry.asking = False
         entry.state = NUD[RECV_ARP][entry.state]
         self.schedule(entry.index, now, entry.confirmed + STATE_TIMEOUT_MS[REACHABLE] - now)
         self._mirror(entry)
@@ -342,8 +350,6 @@ class NeighTable(Wheel):
     def _delete(self, entry: NeighEntry) -> None:
         self._discard(entry)
         self.cancel(entry.index)
-        if self.rows is not None:
-            self.rows.clear(entry.index)
         del self._by_key[(entry.netif.index, entry.hi, entry.lo)]
         self.entries[entry.index] = self._nobody
         self._free.append(entry.index)
@@ -529,8 +535,10 @@ class NeighTable(Wheel):
         # Read whole before anything is written: an entry's new index gives it another row.
         for row in self.rows.read():
             netif = self._place(row.queue, row.vid, row.hi, row.lo, row.mac)
-            if netif is None or row.confirmed > now or self.lookup(netif, row.hi, row.lo):
+            if netif is None or row.confirmed > now:
                 continue
+            if self.lookup(netif, row.hi, row.lo) is not None:
+                continue  # a static one, or a row twice: the one confirmed last came first
             entry = self._new((netif.index, row.hi, row.lo), netif)
             if entry is None:
                 break

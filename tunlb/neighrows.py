@@ -11,7 +11,7 @@ interpreter, which a C compiler neither drops nor moves before another one.
 **Messages.** 34 bytes in network order: kind, sender, vid, queue, hi, lo, MAC address (zero: none),
 age in ms of the confirmation.
 
-* ASK   to worker 0: who has this address? With a MAC address (age 0): is it still this one?
+* ASK   to worker 0: who has this address? With a MAC address: is it still this one?
 * TELL  from worker 0: this MAC address was confirmed so long ago
 * KEEP  to worker 0: a conn's ACKs confirmed this MAC address so long ago
 """

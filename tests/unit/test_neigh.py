@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.unit.neigh_room import FORGED, MAC, MAPPED, OTHER, PORT, TUN, V4, V6, Room
 from tunlb import neigh as n
-from tunlb.counters import Counters, DropReason, Event
+from tunlb.counters import DropReason, Event
 from tunlb.neigh import (
     DELAY,
     NEIGH_MAX,
@@ -15,90 +16,10 @@ from tunlb.neigh import (
     QUEUE_MAX,
     REACHABLE,
     SEND,
-    NeighEntry,
-    NeighTable,
 )
-from tunlb.netif import ADDRESS, Addresses, Netif
-from tunlb.outbox import Outbox
-from tunlb.packet import Packet
+from tunlb.netif import ADDRESS
 from tunlb.testing import checkers as k
 from tunlb.testing import frames as f
-from tunlb.wire import icmp, ipv6
-
-MAPPED = 0xFFFF_0000_0000
-OUR_MAC = 0x020000000001
-PORT = Netif(0, "lb0", OUR_MAC)
-OTHER = Netif(1, "lb1", 0x020000000009)
-TUN = Netif(2, "tun0", 0, tun=True)
-MAC, FORGED = f.mac_bytes("02:00:00:00:00:11"), f.mac_bytes("02:00:00:00:00:66")
-V4, V6 = (0, MAPPED | 0x0A00000B), (0xFD << 56, 0x11)
-START = 1_000_000
-
-
-class Room:
-    """A neighbour table of its own, with a clock that is a number."""
-
-    def __init__(self) -> None:
-        self.counters = Counters()
-        self.addresses = Addresses()
-        self.addresses.add(PORT, 4, 0, MAPPED | 0x0A0000FE, ADDRESS)
-        self.addresses.add(PORT, 6, 0xFD << 56, 0xFE, ADDRESS)
-        self.outbox = Outbox(self.counters)
-        self.table = NeighTable(self.counters, self.addresses, self.outbox)
-        self.now = START
-        self.table.advance(self.now, 1)
-
-    def entry(self, key: tuple[int, int] = V4, netif: Netif = PORT) -> NeighEntry:
-        index = self.table.resolve(netif, *key, self.now)
-        found = self.table.entries[index]
-        assert found is not None
-        return found
-
-    def known(self, state: int = REACHABLE, key: tuple[int, int] = V4) -> NeighEntry:
-        """An entry that has been learnt and then moved on to ``state``."""
-        entry = self.entry(key)
-        entry.set_mac(MAC)
-        entry.state = state
-        entry.requested = START - 60_000
-        entry.confirmed = -1
-        if state < NOARP:
-            self.table.schedule(entry.index, self.now, n.STATE_TIMEOUT_MS[state])
-        return entry
-
-    def packet(self) -> Packet:
-        pkt = Packet()
-        pkt.load(f.vnet(f.ipv4("192.0.2.1", "10.0.0.11", f.udp(1, 2, b"x"))), TUN)
-        pkt.ether_type = 0x0800
-        return pkt
-
-    def output(self, entry: NeighEntry) -> tuple[int, Packet]:
-        pkt = self.packet()
-        pkt.neigh = entry.index
-        return self.table.output(pkt, self.now), pkt
-
-    def arp(self, frame: bytes, netif: Netif = PORT) -> int:
-        pkt = Packet()
-        pkt.load(f.vnet(frame), netif)
-        return self.table.arp_input(pkt, self.now)
-
-    def reply(self, mac: bytes = MAC, spa: str = "10.0.0.11", netif: Netif = PORT) -> int:
-        return self.arp(f.arp(2, mac, spa, PORT.mac_bytes, "10.0.0.254"), netif)
-
-    def nd(self, packet: bytes, netif: Netif = PORT) -> int:
-        pkt = Packet()
-        pkt.load(f.vnet(f.eth(PORT.mac_bytes, MAC, payload=packet)), netif)
-        assert ipv6.parse(pkt) == 0
-        assert icmp.parse(pkt) == 0
-        return self.table.nd_input(pkt, self.now)
-
-    def wait(self, ms: int) -> None:
-        end = self.now + ms
-        while self.now < end:
-            self.now = min(end, self.now + 250)
-            self.table.advance(self.now, 4096)
-
-    def sent(self) -> list[bytes]:
-        return [frame for _, frame in self.outbox.take()]
 
 
 @pytest.fixture

@@ -99,6 +99,7 @@ def _untag(pkt: Packet, netif: Netif) -> cython.int:
     length: cython.int = pkt.end - begin
     pkt.mem[_L3_OFFSET : _L3_OFFSET + length] = bytes(pkt.mem[begin : begin + length])
     pkt.start = _L3_OFFSET - _ETHER_LEN
+    pkt.put16(_L3_OFFSET - 2, pkt.ether_type)  # a whole frame again: it may be handed over
     pkt.end -= shift
     if pkt.csum_start != 0:
         pkt.csum_start -= shift
