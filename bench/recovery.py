@@ -8,6 +8,7 @@ random moment; the longest silence of the datagrams around that moment is the re
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -17,12 +18,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 GOAL_MS = 50.0
-GAP_S = 0.6  #: from one kill to the next, at least
+GAP_S = 1.2  #: from one kill to the next, at least
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,16 @@ def configured(text: str, workers: int) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def workers_of(tunlb: Any) -> dict[int, int]:
-    """The pid of each worker, as the log has it last."""
-    pids: dict[int, int] = {}
-    for event in tunlb.events:
-        if event["event"] == "ready":
-            pids.update(dict(enumerate(event["pids"])))
-        elif event["event"] == "worker_started":
-            pids[event["worker"]] = event["pid"]
+def workers_of(namespace: str) -> dict[int, int]:
+    """The pid of each worker in the director's namespace."""
+    from tunlb.lab.net import processes_in
+
+    pids = {}
+    for pid in processes_in([namespace]):
+        with contextlib.suppress(OSError):
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            if name.startswith("tunlb-worker-"):
+                pids[int(name.removeprefix("tunlb-worker-"))] = pid
     return pids
 
 
@@ -80,8 +84,9 @@ def measure(kills: int, workers: int, connections: int, rate: int, say: Any) -> 
                 time.sleep(GAP_S + chance.random() * 0.2)
                 worker = number % workers
                 seen = len(tunlb.log_lines)
+                pids = workers_of(lab.director.ns)
                 moments.append(time.monotonic())
-                os.kill(workers_of(tunlb)[worker], signal.SIGKILL)
+                os.kill(pids[worker], signal.SIGKILL)
                 tunlb.wait_event(("worker_started",), after=seen)
                 if (number + 1) % 10 == 0:
                     say(f"{number + 1} of {kills} kills")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any
@@ -13,6 +15,8 @@ import structlog
 from tunlb.conf import Tunlb
 
 Logger = structlog.stdlib.BoundLogger
+
+_STDERR = 2
 
 
 class LogSettings:
@@ -43,6 +47,17 @@ def _json(_: object, __: str, event: MutableMapping[str, Any]) -> str:
     return orjson.dumps(event, default=str).decode()
 
 
+class LineLogger:
+    """Each line in one write, because several processes share standard error."""
+
+    def msg(self, line: str) -> None:
+        # Whoever read it may have ended, which is no reason to stop forwarding.
+        with contextlib.suppress(OSError):
+            os.write(_STDERR, f"{line}\n".encode(errors="backslashreplace"))
+
+    debug = info = warning = error = critical = msg
+
+
 def make_logger(settings: LogSettings, environ: Mapping[str, str]) -> Logger:
     """A logger in the format of TUNLB_LOG_FORMAT: json, console, or auto."""
     wanted = environ.get("TUNLB_LOG_FORMAT") or "auto"
@@ -55,7 +70,7 @@ def make_logger(settings: LogSettings, environ: Mapping[str, str]) -> Logger:
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else _json,
     ]
     logger: Logger = structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
+        LineLogger(),
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
     )

@@ -1,67 +1,146 @@
-"""The worker: one event loop that moves frames, lets the director's time pass and looks after its
-devices.
+"""The worker: a process with one event loop that moves frames and lets the director's time pass.
 
-The director knows no clock and no descriptor; this is where it gets both. Everything that may block
-(netlink, opening a device) is somebody else's and runs in a thread.
+The director knows no clock and no descriptor; this is where it gets both. Whatever needs privilege
+or may block (netlink, opening a device) is the supervisor's, which is at the other end of the
+channel. When it is gone the worker goes on forwarding: only then SIGTERM ends it.
+
+A worker is *prepared* first, which takes milliseconds and touches nothing that a predecessor still
+uses, and *goes* when it is told to: it takes over the rows of its table and reads its queues.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import gc
+import importlib
+import os
+import signal
+import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from tunlb.counters import Event
+from tunlb.boot import APPLIED, BOOT, HOOKS, Boot
+from tunlb.channel import Channel, ChannelClosed, get_blob
+from tunlb.conf import Hook as HookConf
+from tunlb.counters import Counters, Event
 from tunlb.director import Director
-from tunlb.log import Logger
+from tunlb.hook import Hook, Point
+from tunlb.ipvs.conn import ConnTable, hash_secret
+from tunlb.ipvs.sharding import Sharding, shard_keys
+from tunlb.log import Logger, LogSettings, make_logger
+from tunlb.mailbox import Mailbox
 from tunlb.netif import Netif
-from tunlb.tap import DeviceError, Drain, Port, monotonic_ms
+from tunlb.shared import LayoutError, Shared
+from tunlb.tap import Drain, Port, monotonic_ms
 
 TICK_S = 0.1
-REOPEN_FIRST_S = 0.2
-REOPEN_MAX_S = 30.0
+HOOK_LOG_INTERVAL_S = 1.0
+EXIT_UNPREPARED = 78  #: the supervisor was told why
 
-Reopen = Callable[[Netif], Port]
+_PR_SET_NAME = 15  # linux/prctl.h
+
+Message = dict[str, Any]
+
+
+class HookError(Exception):
+    """A hook of the configuration cannot be had; the text says what to do."""
+
+
+def load_hook(line: HookConf) -> Hook:
+    """The hook object of a configuration line."""
+    module_name, _, class_name = line.call.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+        hook = cls()
+    except Exception as error:
+        raise HookError(
+            f"hook {line.call}: {type(error).__name__}: {error} "
+            "(the module must be importable: set PYTHONPATH; the class takes no arguments)"
+        ) from error
+    if not isinstance(hook, Hook):
+        raise HookError(f"hook {line.call}: {class_name} is not a subclass of tunlb.hook.Hook")
+    hook.point = Point[line.point.upper()]
+    hook.priority = line.priority
+    return hook
+
+
+class HookErrors:
+    """One log line a second at most for each hook that raises."""
+
+    def __init__(self, log: Logger) -> None:
+        self._log = log
+        self._logged: dict[int, float] = {}
+
+    def __call__(self, hook: object, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._logged.get(id(hook), -HOOK_LOG_INTERVAL_S) < HOOK_LOG_INTERVAL_S:
+            return
+        self._logged[id(hook)] = now
+        self._log.error("hook_error", hook=type(hook).__name__, exc_info=error)
 
 
 class Worker:
     """Runs a director on ports, indexed by ``Netif.queue``.
 
-    ``reopen`` makes a lost device anew and may block; it raises DeviceError while that is not
-    possible.
+    ``on_lost`` is told of a port whose device is gone for good; :meth:`replace` brings a new queue.
     """
 
     def __init__(
-        self, director: Director, ports: Sequence[Port], reopen: Reopen, log: Logger
+        self,
+        director: Director,
+        ports: Sequence[Port],
+        on_lost: Callable[[Netif], None],
+        mailbox: Mailbox | None = None,
     ) -> None:
         self.director = director
-        self.drain = Drain(director, ports, self._lost)
-        self._reopen = reopen
-        self._log = log
-        self._reopening: set[asyncio.Task[None]] = set()
+        self.mailbox = mailbox
+        self.drain = Drain(director, ports, self._lost, mailbox)
+        self._on_lost = on_lost
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ticker: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin to forward; call it on the running loop."""
         self._loop = asyncio.get_running_loop()
-        self.director.start(monotonic_ms())
         for port in self.drain.ports:
             self._watch(port)
+        if self.mailbox is not None:
+            self._loop.add_reader(self.mailbox.fd, self.drain.mail)
         self._tick()
 
     def stop(self) -> None:
-        """Forward nothing more; ports are left open for their owner."""
+        """Forward nothing more; descriptors are left open for their owner."""
+        if self._loop is None:
+            return
         if self._ticker is not None:
             self._ticker.cancel()
-        for task in self._reopening:
-            task.cancel()
         for port in self.drain.ports:
             if port.fd >= 0:
                 self._loop.remove_reader(port.fd)
+        if self.mailbox is not None:
+            self._loop.remove_reader(self.mailbox.fd)
+        self.director.tick(monotonic_ms())
+
+    def replace(self, index: int, fd: int) -> None:
+        """The device of a port was made anew: go on with its queue ``fd``."""
+        old = self.drain.ports[index]
+        if old.fd >= 0:
+            if self._loop is not None:
+                self._loop.remove_reader(old.fd)
+            old.close()
+        port = Port(old.netif, fd, old.counters, old.offloads)
+        self.drain.ports[index] = port
+        self._watch(port)
+        self.director.announce(monotonic_ms())
 
     def _watch(self, port: Port) -> None:
-        self._loop.add_reader(port.fd, self.drain.readable, port)
+        if self._loop is not None and port.fd >= 0:
+            self._loop.add_reader(port.fd, self.drain.readable, port)
 
     def _tick(self) -> None:
+        assert self._loop is not None
         self.director.tick(monotonic_ms())
         self.drain.flush()
         # A write finds a deleted device before any read does when nothing arrives.
@@ -71,32 +150,215 @@ class Worker:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     def _lost(self, port: Port) -> None:
-        """The device is gone for good: say so, and keep trying to make it anew."""
+        assert self._loop is not None
         self._loop.remove_reader(port.fd)
         port.close()
-        self.director.counters.add(Event.NETIF_LOST, 1)
-        self._log.error(
-            "port_lost",
-            port=port.netif.name,
-            hint="the device was deleted; conns are kept, it is made anew as soon as possible",
-        )
-        task = asyncio.ensure_future(self._recover(port.netif))
-        self._reopening.add(task)
-        task.add_done_callback(self._reopening.discard)
+        self._on_lost(port.netif)
 
-    async def _recover(self, netif: Netif) -> None:
-        delay = REOPEN_FIRST_S
-        while True:
-            try:
-                port = await asyncio.to_thread(self._reopen, netif)
-                break
-            except DeviceError as error:
-                self._log.warning(
-                    "port_reopen_failed", port=netif.name, error=str(error), retry_s=round(delay, 1)
-                )
-                await asyncio.sleep(delay)
-                delay = min(REOPEN_MAX_S, delay * 2)
-        self.drain.ports[netif.queue] = port
-        self._watch(port)
-        self.director.announce(monotonic_ms())
-        self._log.info("port_recovered", port=netif.name)
+
+class WorkerLife:
+    """From the boot message to the end."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel: Channel | None = channel
+        self._ended = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._status = 0
+        self._worker: Worker | None = None
+        self._gone = False
+        self._hear: dict[str, Callable[[Message, list[int]], None]] = {
+            "try": self._try,
+            "boot": self._boot,
+            "go": self._go,
+            "config": self._config,
+            "port": self._port,
+            "quiesce": self._quiesce,
+            "stop": self._stop,
+        }
+
+    async def run(self) -> int:
+        """Live; the exit status."""
+        assert self._channel is not None
+        loop = asyncio.get_running_loop()
+        for ignored in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(ignored, signal.SIG_IGN)
+        loop.add_signal_handler(signal.SIGTERM, self._terminate)
+        loop.add_reader(self._channel.fileno(), self._readable)
+        await self._ended.wait()
+        if self._worker is not None:
+            self._worker.stop()
+        if self._failure is not None:
+            raise self._failure
+        return self._status
+
+    def _readable(self) -> None:
+        assert self._channel is not None
+        try:
+            message, fds = self._channel.receive()
+            self._hear[message["kind"]](message, fds)
+        except ChannelClosed:
+            self._orphaned()
+        except BaseException as error:
+            # Half of a message done is no state to go on in: the successor begins anew.
+            self._failure = error
+            self._ended.set()
+
+    def _say(self, kind: str, **fields: object) -> None:
+        if self._channel is not None:
+            # Its end of the channel is read next, and says the same.
+            with contextlib.suppress(ChannelClosed):
+                self._channel.send({"kind": kind, **fields})
+
+    def _orphaned(self) -> None:
+        """The supervisor is gone. Who does not forward yet has nothing to go on with."""
+        assert self._channel is not None
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+        self._channel.close()
+        self._channel = None
+        if not self._gone:
+            self._ended.set()
+
+    def _terminate(self) -> None:
+        if self._channel is None:
+            self._ended.set()
+
+    # -- what the supervisor says
+
+    def _try(self, message: Message, fds: list[int]) -> None:
+        """Can the hooks be had? Asked before anything is set up for which that would matter."""
+        del message
+        try:
+            for line in HOOKS.decode(_payload(fds[0])):
+                load_hook(line)
+        except HookError as error:
+            self._say("failed", error=str(error))
+        else:
+            self._say("fine")
+        self._ended.set()
+
+    def _boot(self, message: Message, fds: list[int]) -> None:
+        del message
+        boot = BOOT.decode(_payload(fds[0]))
+        config = boot.history[-1].config
+        self._settings = LogSettings(config.tunlb, boot.environ)
+        self._log = make_logger(self._settings, boot.environ).bind(worker=boot.worker)
+        self._generations = list(boot.generations)
+        try:
+            self._worker = self._prepare(boot, fds[1:])
+        except (HookError, LayoutError) as error:
+            self._say("failed", error=str(error))
+            self._status = EXIT_UNPREPARED
+            self._ended.set()
+            return
+        # What lives now lives until the end: never walk it again in the middle of a burst.
+        gc.freeze()
+        self._say("prepared")
+
+    def _prepare(self, boot: Boot, fds: list[int]) -> Worker:
+        """The director, with the configurations before the present one replayed. ``fds``: conns,
+        stats, this worker's mailbox, every worker's mailbox to write to, the queue of each port.
+        """
+        conns_fd, stats_fd, mail_fd, *rest = fds
+        first, *later = boot.history
+        self.number = boot.worker
+        shared = Shared.attach(conns_fd, stats_fd)
+        hooks = [load_hook(line) for line in first.config.hooks]
+        counters = Counters(shared.counters)
+        director = Director(
+            first.config,
+            boot.macs,
+            ConnTable(shared.conn_max, hash_secret(boot.secret), shared.conns),
+            counters,
+            seed=boot.seed,
+            on_error=HookErrors(self._log),
+            hooks=hooks,
+            dest_stats=shared.dests,
+            neigh_rows=shared.neighs,
+            sharding=(
+                Sharding(boot.workers, boot.worker, shard_keys(boot.secret))
+                if boot.workers > 1
+                else None
+            ),
+        )
+        shared.close_fds()
+        director.start(first.at_ms, first.numbers())
+        for applied in later:
+            director.apply(applied.config, applied.at_ms, applied.numbers())
+        director.ipvs.quiescent = boot.quiescent
+        writers, queues = rest[: boot.workers], rest[boot.workers :]
+        ports = [
+            Port(netif, fd, counters)
+            for netif, fd in zip(director.netifs[: len(queues)], queues, strict=True)
+        ]
+        mailbox = Mailbox(mail_fd, writers, counters) if boot.workers > 1 else None
+        self._keep = (shared, mail_fd)
+        return Worker(director, ports, self._lost, mailbox)
+
+    def _go(self, message: Message, fds: list[int]) -> None:
+        del fds
+        assert self._worker is not None
+        self._gone = True
+        take_place(message["name"], message["cpu"])
+        now = monotonic_ms()
+        adopted = self._worker.director.adopt(now)
+        # The replayed configurations announced themselves long ago, as far as the director knows.
+        self._worker.director.announce(now)
+        self._worker.start()
+        self._say("ready", kept=adopted.kept, dropped=adopted.dropped)
+
+    def _config(self, message: Message, fds: list[int]) -> None:
+        assert self._worker is not None
+        applied = APPLIED.decode(_payload(fds[0]))
+        self._worker.director.apply(applied.config, applied.at_ms, applied.numbers())
+        self._settings.apply(applied.config.tunlb)
+        self._say("applied", serial=message["serial"])
+
+    def _port(self, message: Message, fds: list[int]) -> None:
+        assert self._worker is not None
+        index = message["index"]
+        self._generations[index] = message["generation"]
+        self._worker.replace(index, fds[0])
+
+    def _quiesce(self, message: Message, fds: list[int]) -> None:
+        del message, fds
+        assert self._worker is not None
+        self._worker.director.ipvs.quiescent = True
+        self._worker.director.tick(monotonic_ms())
+        self._say("quiesced")
+
+    def _stop(self, message: Message, fds: list[int]) -> None:
+        del message, fds
+        self._ended.set()
+
+    # -- what it says itself
+
+    def _lost(self, netif: Netif) -> None:
+        assert self._worker is not None
+        if self.number == 0:  # every worker lost its queue of one and the same device
+            self._worker.director.counters.add(Event.NETIF_LOST, 1)
+        self._say("port_lost", index=netif.queue, generation=self._generations[netif.queue])
+
+
+def take_place(name: str, cpu: int | None) -> None:
+    """Become the one that is called ``name``, on a core of its own if ``cpu`` says which."""
+    # Not by /proc/self/comm: who changed their user does not own that any more.
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+    if cpu is not None:
+        # The core was taken away: better on any other than not at all.
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, (cpu,))
+
+
+def _payload(fd: int) -> bytes:
+    try:
+        return get_blob(fd)
+    finally:
+        os.close(fd)
+
+
+def work(channel: Channel) -> int:
+    """The life of a worker process; its exit status."""
+    import uvloop
+
+    status: int = uvloop.run(WorkerLife(channel).run())
+    return status

@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
-HELP: Final = "run the load balancer in the foreground; SIGHUP reloads, SIGTERM stops"
+if TYPE_CHECKING:
+    from tunlb.conf import Config
+
+HELP: Final = (
+    "run the load balancer in the foreground; SIGHUP reloads, SIGUSR2 replaces the program, "
+    "SIGTERM stops"
+)
 
 EXIT_DEVICE: Final = 71  # EX_OSERR of sysexits.h
 
@@ -23,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="start although the routing-loop self-check refuses"
     )
+    # What a running tunlb asks of the program that is to replace it.
+    parser.add_argument("--fits", metavar="FDS", help=argparse.SUPPRESS)
+
+
+def control_path(config: Config, environ: Mapping[str, str]) -> str:
+    """The name by which a run is found: the environment's, else the configuration's."""
+    return environ.get("TUNLB_CONTROL") or config.tunlb.control
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,10 +57,20 @@ def run(arguments: argparse.Namespace) -> int:
     environ = dict(os.environ)
     if arguments.log_level is not None:
         environ["TUNLB_LOG_LEVEL"] = arguments.log_level
-    settings = LogSettings(config.tunlb, environ)
-    log = make_logger(settings, environ)
     try:
-        return supervisor.main(path, config, settings, log, force=arguments.force)
+        if arguments.fits is not None:
+            state_fd, conns_fd, stats_fd = map(int, arguments.fits.split(","))
+            supervisor.fits(config, state_fd, conns_fd, stats_fd)
+            return 0
+        settings = LogSettings(config.tunlb, environ)
+        options = supervisor.Options(
+            path=path,
+            config=config,
+            control=control_path(config, environ),
+            environ=environ,
+            force=arguments.force or config.tunlb.force,
+        )
+        return supervisor.main(options, settings, make_logger(settings, environ))
     except supervisor.StartError as error:
         print(f"tunlb: {error}", file=sys.stderr)
         return EXIT_CONFIG

@@ -7,14 +7,17 @@ from importlib import import_module
 
 from tunlb.ipvs.mode import Mode
 
+# Looked for once: a worker, as another user, may not be able to read the folder any more.
+_NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
 
 def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return list(_NAMES)
 
 
 def find(name: str) -> type[Mode]:
     """The class of the mode called ``name``; KeyError when there is none."""
-    if name not in names():
+    if name not in _NAMES:
         raise KeyError(name)
     found: type[Mode] = import_module(f"{__name__}.{name}").XMIT
     return found

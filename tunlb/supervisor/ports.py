@@ -1,0 +1,217 @@
+"""Devices and the kernel's side of them: opened, configured, routed, looked after, taken back.
+
+All that blocks (netlink, opening a device) is here and is called in threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from tunlb import links
+from tunlb.channel import close_all
+from tunlb.conf import Config, IPAddress
+from tunlb.conf import Port as PortConf
+from tunlb.director import owned
+from tunlb.log import Logger
+from tunlb.supervisor.errors import StartError
+from tunlb.supervisor.keeping import Keeping
+from tunlb.supervisor.state import State
+from tunlb.tap import DeviceError, monotonic_ms, open_queues
+
+
+def service_addresses(config: Config) -> frozenset[IPAddress]:
+    """Every VIP and laddr."""
+    return frozenset(address for service in config.services for _, address in owned(service))
+
+
+def queue_name(line: PortConf, worker: int) -> str:
+    """The name by which the keeper has a queue."""
+    return f"queue/{line.name}/{worker}"
+
+
+class Ports:
+    """The devices of the configuration: one queue for each worker.
+
+    Descriptors are owned by ``keeping``. ``generations`` count how often each device was made, in
+    the order of the port lines.
+    """
+
+    def __init__(self, state: State, keeping: Keeping, log: Logger, *, force: bool) -> None:
+        self.state = state
+        self.keeping = keeping
+        self.log = log
+        self.force = force
+        self.generations = [0] * len(state.config.ports)
+        # Threads set up the kernel's side: reloads, devices made anew, changes made by others.
+        self._setup = threading.Lock()
+        self._closed = False
+        self._known_problems: set[str] = set()
+
+    @property
+    def lines(self) -> Sequence[PortConf]:
+        return self.state.config.ports
+
+    # -- start and end
+
+    def open(self) -> None:
+        """Make or attach all devices. Raises DeviceError."""
+        for line in self.lines:
+            self.keeping.own(self._open(line))
+            if line.type == "tap":
+                self.state.macs[line.name] = self._mac(line)
+
+    def look_over(self) -> None:
+        """Devices that a former supervisor opened: is the kernel's side still as it should be?
+
+        One that is gone has its workers say so, and is then made anew.
+        """
+        for line in self.lines:
+            if links.find_link(line.name) is not None:
+                self._changed(links.configure_port(line))
+
+    def reopen(self, index: int) -> dict[str, int]:
+        """Make a lost device anew: its queues by name. Its MAC address on our side stays."""
+        fresh = self._open(self.lines[index])
+        try:
+            self.install_routes(self.state.config)
+        except BaseException:
+            close_all(fresh.values())
+            raise
+        return fresh
+
+    def queues(self, worker: int) -> list[int]:
+        """A worker's queue of every port."""
+        return [self.keeping.stored[queue_name(line, worker)] for line in self.lines]
+
+    def heads(self) -> list[tuple[int, bool]]:
+        """Of each port: any queue, and whether it is a TUN."""
+        return [
+            (self.keeping.stored[queue_name(line, 0)], line.type == "tun") for line in self.lines
+        ]
+
+    def close(self) -> None:
+        """Take back what was changed in the kernel."""
+        with self._setup:
+            self._closed = True
+            for failed in links.undo(self.state.undo):
+                self.log.warning("not_undone", message=failed)
+            self.state.undo = ()
+
+    def _open(self, line: PortConf) -> dict[str, int]:
+        devices = open_queues(
+            line.name, self.state.workers, tun=line.type == "tun", offload=line.offload
+        )
+        try:
+            self._changed(links.configure_port(line))
+        except BaseException:
+            close_all(device.fd for device in devices)
+            raise
+        self.state.offloads[line.name] = devices[0].offloads
+        return {queue_name(line, i): device.fd for i, device in enumerate(devices)}
+
+    def _changed(self, setup: links.Setup) -> None:
+        # A link that flaps has its routes put back each time, and taken back once.
+        fresh = [change for change in setup.undo if change not in self.state.undo]
+        self.state.undo = (*fresh, *self.state.undo)
+        for command in setup.changed:
+            self.log.debug("configured", command=command)
+        for warning in setup.warnings:
+            self.log.warning("not_configured", message=warning)
+
+    def _mac(self, line: PortConf) -> int:
+        link = links.find_link(line.name)
+        if link is None:
+            raise DeviceError(f"{line.name} vanished while it was set up")
+        if line.mac is None:
+            return links.derive_mac(link.mac, line.name)
+        if bytes(line.mac) == link.mac:
+            raise DeviceError(
+                f"{line.name}: the configured mac {line.mac} is the kernel side's",
+                "choose another one",
+            )
+        return int.from_bytes(line.mac, "big")
+
+    # -- routes
+
+    def install_routes(self, config: Config) -> None:
+        """Route into the TUN what no TAP's subnet holds: addresses of ``config``, of the running
+        configuration, and of services that still drain.
+        """
+        tun = next((line for line in config.ports if line.type == "tun"), None)
+        if tun is None:
+            return
+        on_link = [
+            interface.network
+            for line in config.ports
+            if line.type == "tap"
+            for _, interfaces in line.subports()
+            for interface in interfaces
+        ]
+        now = monotonic_ms()
+        draining = tuple((until, gone) for until, gone in self.state.draining if until > now)
+        self.state.draining = draining
+        wanted = service_addresses(config) | service_addresses(self.state.config)
+        wanted = wanted.union(*(gone for _, gone in draining))
+        routed = {a for a in wanted if not any(a in network for network in on_link)}
+        routed |= {interface.ip for interface in tun.addresses}
+        with self._setup:
+            if not self._closed:
+                self._changed(links.install_tun_routes(tun.name, routed, ()))
+
+    def keep_routes(self, old: Config, new: Config) -> float | None:
+        """Keep the routes of what a reload removes until its conns are drained: for how many
+        seconds, None when nothing was removed.
+        """
+        gone = service_addresses(old) - service_addresses(new)
+        if not gone:
+            return None
+        drain_s = max(service.drain_s for service in old.services)
+        until = monotonic_ms() + round(drain_s * 1000)
+        self.state.draining = (*self.state.draining, (until, tuple(gone)))
+        return drain_s
+
+    def admit(self, config: Config) -> None:
+        """Set up what a reload needs; raises StartError, with nothing changed, if it would loop."""
+        self.install_routes(config)
+        try:
+            self.refuse_loops(config)
+        except StartError:
+            self.install_routes(self.state.config)
+            raise
+
+    def refuse_loops(self, config: Config) -> None:
+        """Loop protection, layer (d): ask the kernel where our packets would go."""
+        problems = links.check_loops(config)
+        for problem in problems:
+            self.log.warning(
+                "routing_problem", port=problem.port, address=problem.address, message=str(problem)
+            )
+        loops = [problem for problem in problems if problem.loop]
+        if loops and not self.force:
+            raise StartError(
+                "refused, because our own packets would come back to us (--force overrides):\n"
+                + "\n".join(f"  {problem}" for problem in loops)
+            )
+        self._known_problems = {str(problem) for problem in problems}
+
+    def look_again(self) -> None:
+        """The kernel's links or routes changed: look for loops again, and say what is new."""
+        config = self.state.config
+        try:
+            for line in config.ports:
+                link = links.find_link(line.name)
+                # The kernel forgets a TUN's routes when its link goes down. One that is down stays
+                # so: somebody wants it.
+                if line.type == "tun" and link is not None and link.up:
+                    self.install_routes(config)
+            problems = {str(problem) for problem in links.check_loops(config)}
+        # Netlink has errors of many types, and a look that fails is only a look less.
+        except Exception as error:
+            self.log.warning("routing_check_failed", error=str(error))
+            return
+        for message in sorted(problems - self._known_problems):
+            self.log.error("routing_problem", message=message)
+        if self._known_problems and not problems:
+            self.log.info("routing_problem_gone")
+        self._known_problems = problems
