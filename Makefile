@@ -14,7 +14,7 @@ INSIDE := tests/unit tests/flow tests/property
 # what `make e2e` and the others pass on: make e2e ARGS="-k tun", make demo ARGS=--rootless
 ARGS   ?=
 
-.PHONY: help demo test lint type e2e bench fuzz ci build pure debug coverage clean \
+.PHONY: help demo test lint type e2e bench bench-workers fuzz ci build pure debug coverage clean \
         test-compiled test-pure test-debug e2e-pure
 
 help: ## what can be made
@@ -77,6 +77,10 @@ bench: ## the speed table, side by side with the limit of the device
 	@$(SETUP) build net bench
 	@$(MAKE) pure
 	@$(RUN) bench/memory.py; memory=$$?; $(RUN) bench/speed.py $(ARGS) && exit $$memory
+
+bench-workers: ## two workers over one, hand-over, recovery from kill -9, upgrade under load
+	@$(SETUP) build net bench
+	@for what in scaling handover recovery upgrade; do $(RUN) bench/$$what.py || bad=1; done; exit $$bad
 
 fuzz: ## property tests with many more examples (FUZZ_EXAMPLES=5000)
 	@$(SETUP) build

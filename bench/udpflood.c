@@ -1,16 +1,18 @@
 /* udpflood: small UDP packets as fast as one core sends them, and a sink that counts what arrives.
  *
  * usage: udpflood sink PORT                           (0 = any free port)
- *        udpflood send ADDR PORT [-f FLOWS] [-t SECONDS] [-n COUNT]
+ *        udpflood send ADDR PORT [-f FLOWS] [-t SECONDS] [-n COUNT] [-r RATE]
  *   -f   flows = source ports (8)
  *   -t   how long to send (3)
  *   -n   stop after so many packets
+ *   -r   packets a second (0: as many as it can)
  * The sink prints "ready PORT", counts until SIGTERM, empties its socket and prints one JSON line.
  * The sender prints one JSON line. Exit status 2: usage; 1: a socket failed.
  *
- * The sender does not pace itself: what is measured is the rate delivered at overload, and the
- * surplus is lost in the rings on the way. 18 bytes of payload make the smallest Ethernet frame
- * (60 bytes without the frame check sequence).
+ * Without -r the sender does not pace itself: what is measured is the rate delivered at overload,
+ * and the surplus is lost in the rings on the way. Packets are numbered, and the sink also says how
+ * many different ones it saw: what is missing of them was lost, and not made up for by a copy.
+ * 18 bytes of payload make the smallest Ethernet frame (60 bytes without the frame check sequence).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -26,6 +28,7 @@
 #include <unistd.h>
 
 enum { PAYLOAD = 18, BATCH = 32, FLOWS_MAX = 256, SINK_BUFFER = 32 << 20, POLL_US = 50000 };
+enum { NUMBERS_MAX = 1 << 26 }; /* packets with a higher number are not told apart */
 
 static volatile sig_atomic_t stopping;
 
@@ -81,13 +84,33 @@ static int open_sink(unsigned short port)
     return fd;
 }
 
+/* How many of these packets bear a number that was not seen before. */
+static unsigned fresh(const struct mmsghdr *messages, int count)
+{
+    static unsigned char seen[NUMBERS_MAX / 8];
+    unsigned found = 0;
+
+    for (int i = 0; i < count; i++) {
+        unsigned long long number;
+
+        if (messages[i].msg_len < sizeof number)
+            continue;
+        memcpy(&number, messages[i].msg_hdr.msg_iov->iov_base, sizeof number);
+        if (number >= NUMBERS_MAX || seen[number / 8] >> number % 8 & 1)
+            continue;
+        seen[number / 8] |= (unsigned char)(1 << number % 8);
+        found++;
+    }
+    return found;
+}
+
 static int run_sink(unsigned short port)
 {
     static char payloads[BATCH][PAYLOAD];
     struct mmsghdr messages[BATCH];
     struct iovec parts[BATCH];
     struct sigaction action = {.sa_handler = on_signal};
-    unsigned long long packets = 0;
+    unsigned long long packets = 0, distinct = 0;
     double first = 0, last = 0;
 
     sigaction(SIGTERM, &action, NULL);
@@ -102,24 +125,37 @@ static int run_sink(unsigned short port)
             if (packets == 0)
                 first = last;
             packets += (unsigned)count;
+            distinct += fresh(messages, count);
         } else if (count < 0 && errno != EAGAIN && errno != EINTR) {
             die("recvmmsg");
         } else if (stopping && errno == EAGAIN) {
             break;
         }
     }
-    printf("{\"packets\":%llu,\"seconds\":%.6f}\n", packets, last - first);
+    printf("{\"packets\":%llu,\"distinct\":%llu,\"seconds\":%.6f}\n", packets, distinct,
+           last - first);
     return 0;
 }
 
 static int usage(void)
 {
     fprintf(stderr, "usage: udpflood sink PORT\n"
-                    "       udpflood send ADDR PORT [-f FLOWS] [-t SECONDS] [-n COUNT]\n");
+                    "       udpflood send ADDR PORT [-f FLOWS] [-t SECONDS] [-n COUNT] "
+                    "[-r RATE]\n");
     return 2;
 }
 
-static void flood(const int *fds, int flows, double seconds, long long wanted)
+static void sleep_until(double when)
+{
+    double left = when - monotonic();
+
+    if (left > 0) {
+        struct timespec time = {.tv_sec = (time_t)left, .tv_nsec = (long)((left - (time_t)left) * 1e9)};
+        nanosleep(&time, NULL);
+    }
+}
+
+static void flood(const int *fds, int flows, double seconds, long long wanted, double rate)
 {
     static char payloads[BATCH][PAYLOAD];
     struct mmsghdr messages[BATCH];
@@ -133,6 +169,13 @@ static void flood(const int *fds, int flows, double seconds, long long wanted)
 
         if (left == 0)
             break;
+        if (rate > 0)
+            sleep_until(begun + (double)sent / rate);
+        for (unsigned long long i = 0; i < BATCH; i++) {
+            unsigned long long number = (unsigned long long)sent + i;
+
+            memcpy(payloads[i], &number, sizeof number);
+        }
         int count = sendmmsg(fds[at], messages, left < BATCH ? (unsigned)left : BATCH, 0);
 
         if (count > 0)
@@ -149,15 +192,17 @@ static int run_sender(int argc, char **argv)
     struct sockaddr_in target = {.sin_family = AF_INET};
     int fds[FLOWS_MAX], flows = 8, option;
     long long wanted = -1;
-    double seconds = 3;
+    double seconds = 3, rate = 0;
 
-    while ((option = getopt(argc, argv, "f:t:n:")) != -1) {
+    while ((option = getopt(argc, argv, "f:t:n:r:")) != -1) {
         if (option == 'f')
             flows = atoi(optarg);
         else if (option == 't')
             seconds = atof(optarg);
         else if (option == 'n')
             wanted = atoll(optarg);
+        else if (option == 'r')
+            rate = atof(optarg);
         else
             return usage();
     }
@@ -170,7 +215,7 @@ static int run_sender(int argc, char **argv)
         if (fds[i] < 0 || connect(fds[i], (struct sockaddr *)&target, sizeof target) < 0)
             die("connect");
     }
-    flood(fds, flows, seconds, wanted);
+    flood(fds, flows, seconds, wanted, rate);
     return 0;
 }
 

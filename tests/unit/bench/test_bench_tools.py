@@ -89,13 +89,34 @@ def test_sink_counts_what_the_sender_sent(tools: Path) -> None:
         arrived = json.loads(sink.communicate(timeout=10)[0])
     assert status == 0
     assert (sent["packets"], sent["errors"]) == (100, 0)
-    assert arrived["packets"] == 100
+    assert (arrived["packets"], arrived["distinct"]) == (100, 100)
+
+
+def test_sink_tells_copies_apart(tools: Path) -> None:
+    with serving(tools / "udpflood", "sink", "0") as (sink, port):
+        for _ in range(2):
+            call(tools / "udpflood", "send", LOOPBACK, port, "-n", "50")
+        sink.terminate()
+        arrived = json.loads(sink.communicate(timeout=10)[0])
+    assert (arrived["packets"], arrived["distinct"]) == (100, 50)
+
+
+def test_sender_keeps_the_rate(tools: Path) -> None:
+    with serving(tools / "udpflood", "sink", "0") as (_, port):
+        argv = ("send", LOOPBACK, port, "-r", "2000", "-t", "0.5")
+        _, sent = call(tools / "udpflood", *argv)
+    # A burst more than the time holds, and what a busy machine takes away.
+    assert 500 <= sent["packets"] <= 1064
 
 
 def test_sink_that_saw_nothing_says_so(tools: Path) -> None:
     with serving(tools / "udpflood", "sink", "0") as (sink, _):
         sink.terminate()
-        assert json.loads(sink.communicate(timeout=10)[0]) == {"packets": 0, "seconds": 0}
+        assert json.loads(sink.communicate(timeout=10)[0]) == {
+            "packets": 0,
+            "distinct": 0,
+            "seconds": 0,
+        }
 
 
 def test_sender_spreads_its_packets_over_the_flows(tools: Path) -> None:
