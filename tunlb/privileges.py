@@ -115,6 +115,13 @@ def lookup_user(text: str) -> tuple[int, int]:
     )
 
 
+def mapped(uid: int) -> bool:
+    """Whether this process's user namespace knows a user: nobody can become another one."""
+    with open("/proc/self/uid_map", encoding="ascii") as rows:
+        spans = [tuple(map(int, row.split())) for row in rows]
+    return any(first <= uid < first + count for first, _, count in spans)
+
+
 def _group(uid: int) -> int:
     try:
         return pwd.getpwuid(uid).pw_gid

@@ -26,7 +26,7 @@ from tests.e2e.kit import (
     own_addresses,
     with_keys,
 )
-from tunlb.lab import TOPOLOGIES, Lab, TunlbProcess, clients
+from tunlb.lab import TOPOLOGIES, Lab, TunlbProcess, clients, rootless
 from tunlb.lab.servers import pattern
 
 SOL_IP, IP_TTL, IP_RECVERR = 0, 2, 11
@@ -91,7 +91,7 @@ def site(request: pytest.FixtureRequest, _host_problems: list[str]) -> Iterator[
         assert found.get("HANDED_OVER", 0) == found.get("HANDED_IN", 0)
         if "steering" in keys:
             assert found["HANDED_OVER"] > 100
-        elif "workers" in keys:
+        elif "workers" in keys and not rootless.inside():
             # Only what nobody can place: a few ICMP errors, and neighbour messages none at all.
             assert found.get("HANDED_OVER", 0) < found["RX_FRAMES"] / 1000
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import as_user
+from tests.e2e.as_user import libc
 from tests.e2e.conftest import demand
 from tests.e2e.kit import eventually
 from tunlb.cli import main
 from tunlb.conf import Config, loads
-from tunlb.device import NODE, open_device
+from tunlb.device import open_device
 from tunlb.links import (
     change,
     check_loops,
@@ -33,12 +33,11 @@ from tunlb.links import (
     tun_addresses,
 )
 from tunlb.links.record import MadeDevice, Store, record_path
+from tunlb.privileges import mapped
 
 pytestmark = pytest.mark.e2e
 
-CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
-MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 NOBODY = 65534
 SOMEBODY = 65533
 
@@ -52,20 +51,9 @@ def sh(*commands: str) -> str:
     )
 
 
-def libc(name: str, *arguments: object) -> None:
-    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments):
-        raise OSError(ctypes.get_errno(), name)
-
-
 def setns(path: str) -> None:
     with open(path) as handle:
         libc("setns", handle.fileno(), CLONE_NEWNET)
-
-
-def maps(uid: int) -> bool:
-    """Whether the user namespace knows a user."""
-    rows = (map(int, row.split()) for row in Path("/proc/self/uid_map").read_text().splitlines())
-    return any(first <= uid < first + count for first, _, count in rows)
 
 
 # ---- what is set up
@@ -135,7 +123,7 @@ def place(privileged: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
         try:
             setns(f"/run/netns/{name}")
             world()
-            yield Place(directory, NOBODY if maps(NOBODY) else 0)
+            yield Place(directory, NOBODY if mapped(NOBODY) else 0)
         finally:
             setns(f"/proc/self/fd/{before.fileno()}")
             sh(f"ip netns del {name}")
@@ -216,15 +204,9 @@ def in_child(call: Callable[[], object]) -> str:
 
 def become(uid: int) -> None:
     """A user without a capability, on a machine where all may open /dev/net/tun."""
-    with tempfile.TemporaryDirectory(prefix="tunlb-") as directory:
-        node = Path(directory, "tun")
-        libc("unshare", CLONE_NEWNS)
-        libc("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
-        libc("mount", b"tmpfs", directory.encode(), b"tmpfs", 0, None)
-        os.mknod(node, stat.S_IFCHR, os.stat(NODE).st_rdev)
-        node.chmod(0o666)
-        libc("mount", str(node).encode(), NODE.encode(), None, MS_BIND, None)
-        libc("umount2", directory.encode(), 2)
+    libc("unshare", as_user.CLONE_NEWNS)
+    libc("mount", None, b"/", None, as_user.MS_REC | as_user.MS_PRIVATE, None)
+    as_user.open_node()
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)

@@ -21,8 +21,8 @@ from tests.e2e.kit import (
     with_keys,
     workers_of,
 )
-from tunlb.lab import Host, clients
-from tunlb.privileges import status
+from tunlb.lab import Host, clients, rootless
+from tunlb.privileges import mapped, status
 
 ETH_P_ALL = 0x0003
 ETH_P_ARP = 0x0806
@@ -102,7 +102,9 @@ def test_flows_that_were_idle_for_long(
             assert conn.echo(b"%d" % number) == b"%d" % number
     found = counters(tunlb)
     assert not found.keys() & {"drop.TCP_NOT_SYN", "drop.PORT_UNREACHABLE", "drop.HANDOVER_FULL"}
-    assert (found.get("HANDED_OVER", 0) > 0) is not steering, found
+    # A user namespace may not load the program.
+    steered = steering and not rootless.inside()
+    assert (found.get("HANDED_OVER", 0) > 0) is not steered, found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -136,8 +138,8 @@ def test_what_a_worker_may_do(lab: LabFactory, topology: str) -> None:
         found = status(pid)
         assert found[:5] == (0, 0, 0, 0, 0)  # every capability set, the bounding one too
         assert found.no_new_privs
-        assert set(found.uids) == {65534}
-        assert 0 not in found.gids
+        assert set(found.uids) == {65534 if mapped(65534) else 0}
+        assert 0 not in found.gids or not mapped(65534)
         assert found.groups == ()
         links = [link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir()]
         assert links.count("tun") == len(made.topology.ports)

@@ -50,7 +50,7 @@ def test_what_is_said_about_the_node(
     [
         ("lb0", False, False, errno.EPERM, "no permission", "ip tuntap add dev lb0 mode tap user "),
         ("lb0", True, True, errno.EPERM, "no permission", "dev lb0 mode tun multi_queue user "),
-        ("lb0", False, False, errno.EBUSY, "in use by another process", "ip -d link show lb0"),
+        ("tunlb-nobody", False, False, errno.EBUSY, "in use by another process", "ip -d link show"),
         ("lo", True, False, errno.EINVAL, "not a tun with one queue", "ip -d link show lo"),
         ("a/b", False, False, errno.EINVAL, "cannot create the tap device a/b: Invalid", ""),
     ],

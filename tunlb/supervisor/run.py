@@ -18,6 +18,7 @@ from tunlb.ipvs.sharding import shard_keys
 from tunlb.keeper.client import KeeperError
 from tunlb.log import Logger, LogSettings
 from tunlb.netif import LADDR
+from tunlb.privileges import lookup_user, mapped
 from tunlb.steering import Steering, SteeringError
 from tunlb.supervisor import start as starting
 from tunlb.supervisor import upgrade
@@ -191,7 +192,7 @@ class Supervisor:
             version=tunlb.__version__,
             build=build,
             workers=state.workers,
-            user=str(state.config.tunlb.user) if os.geteuid() == 0 else str(os.geteuid()),
+            user=_workers_user(str(state.config.tunlb.user)),
             steering=self._steering is not None,
             config=str(self.options.path),
             ports=[
@@ -415,6 +416,14 @@ def steered(configs: Iterable[Config]) -> tuple[set[IPAddress], set[IPAddress]]:
             for kind, address in owned(service):
                 (laddrs if kind == LADDR else ours).add(address)
     return ours, laddrs
+
+
+def _workers_user(configured: str) -> str:
+    """Whom workers run as: who started us, where nobody may become another."""
+    own = os.geteuid()
+    if own == 0 and mapped(lookup_user(configured)[0]):
+        return configured
+    return str(own)
 
 
 def mac_text(mac: int | None) -> str:
