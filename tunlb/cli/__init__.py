@@ -19,6 +19,8 @@ from typing import Final, Protocol, cast
 import tunlb
 
 EXIT_USAGE: Final = 2
+EXIT_DEVICE: Final = 71  # EX_OSERR of sysexits.h
+EXIT_PRIVILEGE: Final = 77  # EX_NOPERM of sysexits.h
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 EXIT_INTERRUPTED: Final = 130
 

@@ -5,27 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from tunlb.conf import Config
+from tunlb.cli import _config
 
 HELP: Final = (
     "run the load balancer in the foreground; SIGHUP reloads, SIGUSR2 replaces the program, "
     "SIGTERM stops"
 )
 
-EXIT_DEVICE: Final = 71  # EX_OSERR of sysexits.h
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-c",
-        "--config",
-        metavar="FILE",
-        help="the configuration (default: $TUNLB_CONFIG, then /etc/tunlb/tunlb.jsonl)",
-    )
+    _config.add_option(parser)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error", "critical"))
     parser.add_argument(
         "--force", action="store_true", help="start although the routing-loop self-check refuses"
@@ -34,23 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fits", metavar="FDS", help=argparse.SUPPRESS)
 
 
-def control_path(config: Config, environ: Mapping[str, str]) -> str:
-    """The name by which a run is found: the environment's, else the configuration's."""
-    return environ.get("TUNLB_CONTROL") or config.tunlb.control
-
-
 def run(arguments: argparse.Namespace) -> int:
-    from tunlb.cli import EXIT_CONFIG
-    from tunlb.conf import ConfigError, find, load
+    from tunlb.cli import EXIT_CONFIG, EXIT_DEVICE
 
-    path = find(arguments.config, os.environ)
-    try:
-        config = load(path)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
+    found = _config.read(arguments.config)
+    if found is None:
         return EXIT_CONFIG
+    path, config = found
 
     from tunlb import supervisor
+    from tunlb.conf import control_path
     from tunlb.log import LogSettings, make_logger
     from tunlb.tap import DeviceError
 

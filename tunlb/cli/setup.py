@@ -7,20 +7,15 @@ import os
 import sys
 from typing import Final
 
+from tunlb.cli import _config
+
 HELP: Final = "as root: make devices, links and routes, so that `tunlb run` needs no privilege"
 
-EXIT_DEVICE: Final = 71  # EX_OSERR of sysexits.h
-EXIT_PRIVILEGE: Final = 77  # EX_NOPERM of sysexits.h
 CAP_NET_ADMIN: Final = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-c",
-        "--config",
-        metavar="FILE",
-        help="the configuration (default: $TUNLB_CONFIG, then /etc/tunlb/tunlb.jsonl)",
-    )
+    _config.add_option(parser)
     parser.add_argument(
         "--user",
         metavar="NAME",
@@ -30,15 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """0: done; 71: the system refused, nothing was changed; 77: not permitted; 78: configuration"""
-    from tunlb.cli import EXIT_CONFIG
-    from tunlb.conf import ConfigError, control_path, find, load
+    from tunlb.cli import EXIT_CONFIG, EXIT_DEVICE, EXIT_PRIVILEGE
 
-    try:
-        config = load(find(arguments.config, os.environ))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
+    found = _config.read(arguments.config)
+    if found is None:
         return EXIT_CONFIG
+    _, config = found
 
+    from tunlb.conf import control_path
     from tunlb.device import DeviceError
     from tunlb.links import prepare
     from tunlb.links.record import RecordError

@@ -7,30 +7,26 @@ import os
 import sys
 from typing import Final
 
+from tunlb.cli import _config
+
 HELP: Final = "as root: take back exactly what `tunlb setup` changed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-c",
-        "--config",
-        metavar="FILE",
-        help="the configuration of the setup (default: $TUNLB_CONFIG, then /etc/tunlb/tunlb.jsonl)",
-    )
+    _config.add_option(parser, "the configuration of the setup")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """0: nothing of setup is left; 1: something is, and why was said; 77, 78 as setup"""
-    from tunlb.cli import EXIT_CONFIG
-    from tunlb.conf import ConfigError, control_path, find, load
+    from tunlb.cli import EXIT_CONFIG, EXIT_PRIVILEGE
 
-    try:
-        config = load(find(arguments.config, os.environ))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
+    found = _config.read(arguments.config)
+    if found is None:
         return EXIT_CONFIG
+    _, config = found
 
-    from tunlb.cli.setup import EXIT_PRIVILEGE, permitted
+    from tunlb.cli.setup import permitted
+    from tunlb.conf import control_path
     from tunlb.links import prepare
     from tunlb.links.record import RecordError, record_path
 

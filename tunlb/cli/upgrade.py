@@ -9,6 +9,8 @@ import sys
 import time
 from typing import Final
 
+from tunlb.cli import _config
+
 HELP: Final = "replace a running tunlb by the program as it is now installed, losing no connection"
 
 WAIT_S: Final = 120.0
@@ -16,26 +18,18 @@ POLL_S: Final = 0.05
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-c",
-        "--config",
-        metavar="FILE",
-        help="the configuration that it runs with (default: $TUNLB_CONFIG, then "
-        "/etc/tunlb/tunlb.jsonl)",
-    )
+    _config.add_option(parser, "the configuration that it runs with")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from tunlb.cli import EXIT_CONFIG
-    from tunlb.cli.run import control_path
-    from tunlb.conf import ConfigError, find, load
+    from tunlb.conf import control_path
     from tunlb.supervisor import ask
 
-    try:
-        config = load(find(arguments.config, os.environ))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
+    found = _config.read(arguments.config)
+    if found is None:
         return EXIT_CONFIG
+    _, config = found
     control = control_path(config, os.environ)
     before = ask(control)
     if before is None:

@@ -291,8 +291,9 @@ def test_without_a_keeper_it_waits_for_one(memories: list[Shared]) -> None:
         await rig.start()
         await rig.spares()
         rig.keeping.up.clear()
-        for name in ("tunlb-spare-0", "tunlb-worker-0"):
-            rig.keeping.named(name).end()
+        rig.keeping.named("tunlb-spare-0").end()
+        await rig.logged("spare_died")
+        rig.keeping.named("tunlb-worker-0").end()
         await rig.logged("worker_died")
         assert rig.fleet.slots[0].process is None
         rig.keeping.up.set()
