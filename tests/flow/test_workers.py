@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from itertools import count, cycle
 
 import pytest
@@ -17,6 +18,7 @@ from tests.flow.kit import (
     text,
 )
 from tests.flow.kit import network as network_lines
+from tunlb.director import pair
 from tunlb.hook import Verdict
 from tunlb.testing.checkers import check, icmp, ip
 from tunlb.testing.flow import Sent
@@ -24,6 +26,7 @@ from tunlb.testing.frames import eth, vnet
 from tunlb.testing.frames import icmp as message
 from tunlb.testing.frames import ip as packet
 from tunlb.testing.frames import tcp as segment
+from tunlb.testing.parser import Ip
 from tunlb.testing.workers import Workers
 
 COUNT = 3
@@ -164,3 +167,47 @@ def test_what_is_for_no_service_is_routed_by_some_worker(net: Net) -> None:
         _, sent = rig.receive("lan", vnet(eth(LAN_MAC, DEST_MAC, payload=frame)))
         assert [s.port for s in sent] == ["wan"]
     assert rig.counters() == {"FORWARDED": 4 * COUNT}
+
+
+def aged(packet_bytes: bytes) -> bytes:
+    """An IP packet as the next router sends it on: TTL lowered, IPv4 checksum made anew."""
+    body = bytearray(packet_bytes)
+    if body[0] >> 4 == 6:
+        body[7] -= 1
+        return bytes(body)
+    body[8] -= 1
+    body[10:12] = bytes(2)
+    total = sum(int.from_bytes(body[i : i + 2], "big") for i in range(0, 20, 2))
+    total = (total & 0xFFFF) + (total >> 16)
+    body[10:12] = (0xFFFF - (total & 0xFFFF) - (total >> 16)).to_bytes(2, "big")
+    return bytes(body)
+
+
+@pytest.mark.parametrize("mode", ["fnat", "nat"])
+def test_a_routing_loop_ends(net: Net, mode: str) -> None:
+    """Whoever wrote the packet, it comes back to one and the same worker: two rounds at most."""
+    rig = Workers(balanced(net, mode=mode), COUNT)
+    rig.advance(3000)
+    for cport in range(45000, 45010):
+        syn = packet(net.remote, net.vip, segment(cport, 80, flags="S"))
+        conns = [r.director.ipvs.conns.count for r in rig.rigs]
+        sent = rig.receive(0, "wan", vnet(eth(WAN_MAC, ROUTER_MAC, payload=syn)))
+        assert [r.director.ipvs.conns.count for r in rig.rigs] != conns
+        rounds = 0
+        while sent:
+            [frame] = sent
+            back = eth(LAN_MAC, DEST_MAC, payload=aged(frame.frame[24:]))
+            # Steered as the kernel would: by the destination, for it is neither VIP nor laddr.
+            target = check(frame.frame).find(Ip)
+            assert isinstance(target, Ip)
+            sharding = rig.rigs[0].director.ipvs.sharding
+            assert sharding is not None
+            hi, lo = pair(ip_address(target.daddr))
+            worker = sharding.by_endpoint(hi, lo, 8080)
+            sent = rig.receive(worker, frame.port, vnet(back))
+            rounds += 1
+            assert rounds <= 2
+    found = rig.counters()
+    # With fnat the source is a laddr of ours: who did not write the packet calls it a martian.
+    ends = found["drop.LOOP"] + (found.get("drop.MARTIAN", 0) if mode == "fnat" else 0)
+    assert ends == 10
