@@ -75,7 +75,16 @@ class Site:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param((name, way), id=f"{name}, {way}") for name in TOPOLOGIES for way in WAYS],
+    params=[
+        pytest.param(
+            (name, way),
+            id=f"{name}, {way}",
+            # Uncompiled, one topology shows what differs between ways.
+            marks=[pytest.mark.slow] if name != "one-arm" and WAYS[way] else [],
+        )
+        for name in TOPOLOGIES
+        for way in WAYS
+    ],
 )
 def site(request: pytest.FixtureRequest, _host_problems: list[str]) -> Iterator[Site]:
     """One lab for all tests of a topology; its counters are judged when they are through."""
