@@ -8,7 +8,6 @@ random moment; the longest silence of the datagrams around that moment is the re
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -18,7 +17,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -46,19 +44,6 @@ def configured(text: str, workers: int) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def workers_of(namespace: str) -> dict[int, int]:
-    """The pid of each worker in the director's namespace."""
-    from tunlb.lab.net import processes_in
-
-    pids = {}
-    for pid in processes_in([namespace]):
-        with contextlib.suppress(OSError):
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-            if name.startswith("tunlb-worker-"):
-                pids[int(name.removeprefix("tunlb-worker-"))] = pid
-    return pids
-
-
 def silence_at(silences: Sequence[Sequence[float]], at: float, rate: int) -> float:
     """ms of the longest silence that overlaps the 0.3 s after a kill; at least one interval."""
     found = [
@@ -71,6 +56,7 @@ def silence_at(silences: Sequence[Sequence[float]], at: float, rate: int) -> flo
 
 def measure(kills: int, workers: int, connections: int, rate: int, say: Any) -> Found:
     from tunlb.lab import TOPOLOGIES, Lab, clients
+    from tunlb.lab.net import workers_in
 
     chance = random.Random(1)
     with Lab(TOPOLOGIES["one-arm"], f"recovery-{os.getpid()}") as lab:
@@ -84,7 +70,7 @@ def measure(kills: int, workers: int, connections: int, rate: int, say: Any) -> 
                 time.sleep(GAP_S + chance.random() * 0.2)
                 worker = number % workers
                 seen = len(tunlb.log_lines)
-                pids = workers_of(lab.director.ns)
+                pids = workers_in(lab.director.ns)
                 moments.append(time.monotonic())
                 os.kill(pids[worker], signal.SIGKILL)
                 tunlb.wait_event(("worker_started",), after=seen)

@@ -87,15 +87,11 @@ class Shared:
         """New memory for a worker; the caller owns both descriptors."""
         stats_fd = _make(f"tunlb-stats-{worker}", _STATS_END, conn_max)
         try:
-            return cls(cls.create_conns(worker, conn_max), stats_fd, conn_max)
+            conns_fd = _make(f"tunlb-conns-{worker}", conns_size(conn_max), conn_max)
+            return cls(conns_fd, stats_fd, conn_max)
         except BaseException:
             os.close(stats_fd)
             raise
-
-    @staticmethod
-    def create_conns(worker: int, conn_max: int) -> int:
-        """An empty conn table."""
-        return _make(f"tunlb-conns-{worker}", conns_size(conn_max), conn_max)
 
     @classmethod
     def attach(cls, conns_fd: int, stats_fd: int) -> Shared:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
-from pathlib import Path
 from typing import TypeVar
 
 import tunlb
 from tunlb.lab import Lab, Topology, TunlbProcess, clients
-from tunlb.lab.net import processes_in
+from tunlb.lab.net import workers_in
 from tunlb.lab.topology import FAMILIES, Family
 
 COMPILED = tunlb.build() == "compiled"
@@ -28,6 +28,26 @@ def eventually(what: Callable[[], T], seconds: float = 5.0) -> T:
         assert time.monotonic() < deadline, f"nothing came of it in {seconds:g} s"
         time.sleep(0.02)
     return value
+
+
+def in_child(call: Callable[[], object]) -> str:
+    """What `call` returns, as text, or why it failed, in a process of its own."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        text = "nothing"
+        try:
+            text = repr(call())
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+        finally:
+            os.write(writer, text.encode())
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    return text
 
 
 def lines_of(text: str) -> list[dict[str, object]]:
@@ -97,15 +117,7 @@ def own_addresses(lab: Lab) -> list[str]:
 
 def workers_of(lab: Lab) -> dict[int, int]:
     """The pid of each worker that forwards in a lab, by its number."""
-    found = {}
-    for pid in processes_in([lab.director.ns]):
-        try:
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-        except OSError:
-            continue
-        if name.startswith("tunlb-worker-"):
-            found[int(name.removeprefix("tunlb-worker-"))] = pid
-    return found
+    return workers_in(lab.director.ns)
 
 
 def stopped(process: TunlbProcess) -> dict[str, object]:
@@ -152,6 +164,7 @@ __all__ = [
     "drops",
     "eventually",
     "family_of",
+    "in_child",
     "is_laddr",
     "lines_of",
     "own_addresses",

@@ -19,6 +19,7 @@ from ipaddress import ip_address
 import pytest
 import uvloop
 
+from tests.e2e.kit import in_child
 from tunlb.conf.load import loads
 from tunlb.conf.schema import Port as PortLine
 from tunlb.conf.values import IPInterface, parse
@@ -112,24 +113,13 @@ def read_all(port: Port, wait_s: float = 0.2) -> list[bytes]:
 
 def without_capabilities(call: Callable[[], object]) -> str:
     """What `call` returns or raises, as text, in a child process with empty capability sets."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        text = "capset failed"
-        try:
-            header = struct.pack("=Ii", 0x20080522, 0)
-            if ctypes.CDLL(None).capset(header, bytes(24)) == 0:
-                text = repr(call())
-        except BaseException as error:
-            text = f"{type(error).__name__}: {error}"
-        finally:
-            os.write(writer, text.encode())
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        text = pipe.read()
-    os.waitpid(pid, 0)
-    return text
+
+    def dropped() -> object:
+        header = struct.pack("=Ii", 0x20080522, 0)
+        assert ctypes.CDLL(None).capset(header, bytes(24)) == 0
+        return call()
+
+    return in_child(dropped)
 
 
 def wait_until(what: Callable[[], bool], seconds: float = 3.0) -> None:

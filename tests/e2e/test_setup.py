@@ -19,7 +19,7 @@ import pytest
 from tests.e2e import as_user
 from tests.e2e.as_user import libc
 from tests.e2e.conftest import demand
-from tests.e2e.kit import eventually
+from tests.e2e.kit import eventually, in_child
 from tunlb.cli import main
 from tunlb.conf import Config, loads
 from tunlb.device import open_device
@@ -180,26 +180,6 @@ def tun_routes() -> list[str]:
     """What is routed into a TUN by us."""
     shown = sh("ip -4 route show table all proto 116", "ip -6 route show table all proto 116")
     return [row.split()[0] for row in shown.splitlines()]
-
-
-def in_child(call: Callable[[], object]) -> str:
-    """What `call` returns, as text, or why it failed, in a process of its own."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        text = "nothing"
-        try:
-            text = repr(call())
-        except BaseException as error:
-            text = f"{type(error).__name__}: {error}"
-        finally:
-            os.write(writer, text.encode())
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        text = pipe.read()
-    os.waitpid(pid, 0)
-    return text
 
 
 def become(uid: int) -> None:

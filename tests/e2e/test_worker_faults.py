@@ -25,7 +25,7 @@ from tests.e2e.kit import (
     workers_of,
 )
 from tunlb.lab import Lab, TunlbProcess, clients
-from tunlb.lab.net import processes_in
+from tunlb.lab.net import named_processes
 
 CROWD = 1000 if COMPILED else 200
 KILLS = 12
@@ -66,17 +66,7 @@ def crowd(lab: Lab, count: int = CROWD) -> Iterator[dict[str, Any]]:
 
 def named(lab: Lab, name: str) -> int:
     """The pid of the process of that name in the director."""
-
-    def look() -> int:
-        for pid in processes_in([lab.director.ns]):
-            try:
-                if Path(f"/proc/{pid}/comm").read_text().strip() == name:
-                    return pid
-            except OSError:
-                continue
-        return 0
-
-    return eventually(look)
+    return eventually(lambda: named_processes(lab.director.ns).get(name, 0))
 
 
 def order(lab: Lab, text: bytes) -> None:

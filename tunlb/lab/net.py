@@ -327,6 +327,27 @@ def processes_in(namespaces: Sequence[str]) -> list[int]:
     ]
 
 
+def named_processes(namespace: str) -> dict[str, int]:
+    """The pid of each process in a namespace that tunlb gave a name, such as `tunlb-worker-0`."""
+    found = {}
+    for pid in processes_in([namespace]):
+        with contextlib.suppress(OSError):  # it may have ended meanwhile
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            if name.startswith(f"{PREFIX}-"):
+                found[name] = pid
+    return found
+
+
+def workers_in(namespace: str) -> dict[int, int]:
+    """The pid of each worker that forwards in a namespace, by its number."""
+    start = f"{PREFIX}-worker-"
+    return {
+        int(name.removeprefix(start)): pid
+        for name, pid in named_processes(namespace).items()
+        if name.startswith(start)
+    }
+
+
 def _kill(pids: Sequence[int]) -> bool:
     """Kills them; whether there were any. To be repeated: a process may have forked since."""
     for pid in pids:

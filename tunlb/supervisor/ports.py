@@ -10,19 +10,13 @@ from collections.abc import Sequence
 
 from tunlb import links
 from tunlb.channel import close_all
-from tunlb.conf import Config, IPAddress
+from tunlb.conf import Config
 from tunlb.conf import Port as PortConf
-from tunlb.director import owned
 from tunlb.log import Logger
 from tunlb.supervisor.errors import StartError
 from tunlb.supervisor.keeping import Keeping
 from tunlb.supervisor.state import State
 from tunlb.tap import DeviceError, monotonic_ms, open_queues
-
-
-def service_addresses(config: Config) -> frozenset[IPAddress]:
-    """Every VIP and laddr."""
-    return frozenset(address for service in config.services for _, address in owned(service))
 
 
 def queue_name(line: PortConf, worker: int) -> str:
@@ -112,8 +106,7 @@ class Ports:
 
     def _changed(self, setup: links.Setup) -> None:
         # A link that flaps has its routes put back each time, and taken back once.
-        fresh = [change for change in setup.undo if change not in self.state.undo]
-        self.state.undo = (*fresh, *self.state.undo)
+        self.state.undo = links.merge_undo(self.state.undo, setup.undo)
         for command in setup.changed:
             self.log.debug("configured", command=command)
         for warning in setup.warnings:
@@ -138,32 +131,22 @@ class Ports:
         """Route into the TUN what no TAP's subnet holds: addresses of ``config``, of the running
         configuration, and of services that still drain.
         """
-        tun = next((line for line in config.ports if line.type == "tun"), None)
-        if tun is None:
-            return
-        on_link = [
-            interface.network
-            for line in config.ports
-            if line.type == "tap"
-            for _, interfaces in line.subports()
-            for interface in interfaces
-        ]
         now = monotonic_ms()
         draining = tuple((until, gone) for until, gone in self.state.draining if until > now)
         self.state.draining = draining
-        wanted = service_addresses(config) | service_addresses(self.state.config)
-        wanted = wanted.union(*(gone for _, gone in draining))
-        routed = {a for a in wanted if not any(a in network for network in on_link)}
-        routed |= {interface.ip for interface in tun.addresses}
+        also = links.service_addresses(self.state.config).union(*(gone for _, gone in draining))
+        routed = links.tun_addresses(config, also)
+        if routed is None:
+            return
         with self._setup:
             if not self._closed:
-                self._changed(links.install_tun_routes(tun.name, routed, ()))
+                self._changed(links.install_tun_routes(routed.name, routed.addresses, ()))
 
     def keep_routes(self, old: Config, new: Config) -> float | None:
         """Keep the routes of what a reload removes until its conns are drained: for how many
         seconds, None when nothing was removed.
         """
-        gone = service_addresses(old) - service_addresses(new)
+        gone = links.service_addresses(old) - links.service_addresses(new)
         if not gone:
             return None
         drain_s = max(service.drain_s for service in old.services)
