@@ -60,12 +60,19 @@ class BuildRooms(build_ext):
         from Cython.Build import cythonize
         from Cython.Compiler.Errors import CompileError
 
+        # Cython does not follow `from cython.cimports...`: after a change of a header it leaves
+        # the rooms that call by it as they are, and they do not import. So all are made anew.
+        built = [Path(self.get_ext_fullpath(room.name)) for room in self.extensions]
+        oldest = min((lib.stat().st_mtime for lib in built if lib.exists()), default=0.0)
+        headers = (path.stat().st_mtime for path in Path("tunlb").rglob("*.pxd"))
+        self.force = self.force or max(headers) > oldest
         try:
             translated = cythonize(
                 [Extension(room.name, list(room.sources)) for room in self.extensions],
                 build_dir="build/cython",
                 compiler_directives=DIRECTIVES,
                 annotate=DEBUG,
+                force=bool(self.force),
                 nthreads=os.cpu_count(),
                 quiet=True,
             )

@@ -1,3 +1,6 @@
+cimport cython
+
+@cython.final
 cdef class Counters:
     cdef public object mem
     cdef unsigned long long* v

@@ -142,17 +142,23 @@ class Packet:
         header: cython.int = 8 if self.proto == 17 else (self.p[self.l4 + 12] >> 4) * 4
         return self.l4 - self.l3 + header + self.gso_size
 
-    # Indices of pointer width: with narrower ones a compiler that must let them wrap cannot merge
-    # the bytes.
+    # A pointer to the first byte, then constant indices: so a compiler makes one instruction of the
+    # bytes, which it does not of `p[offset + 1]`.
 
     def be16(self, offset: cython.Py_ssize_t) -> cython.uint:
-        p = self.p
-        return (p[offset] << 8) | p[offset + 1]
+        if cython.compiled:
+            p = self.p + offset
+        else:
+            p = self.mem[offset:]
+        return (p[0] << 8) | p[1]
 
     def be32(self, offset: cython.Py_ssize_t) -> cython.uint:
-        p = self.p
-        high: cython.uint = p[offset]
-        return (high << 24) | (p[offset + 1] << 16) | (p[offset + 2] << 8) | p[offset + 3]
+        if cython.compiled:
+            p = self.p + offset
+        else:
+            p = self.mem[offset:]
+        high: cython.uint = p[0]
+        return (high << 24) | (p[1] << 16) | (p[2] << 8) | p[3]
 
     def be64(self, offset: cython.Py_ssize_t) -> cython.ulonglong:
         high: cython.ulonglong = self.be32(offset)
@@ -160,16 +166,22 @@ class Packet:
         return (high << 32) | low
 
     def put16(self, offset: cython.Py_ssize_t, value: cython.uint) -> None:
-        p = self.p
-        p[offset] = (value >> 8) & 0xFF
-        p[offset + 1] = value & 0xFF
+        if cython.compiled:
+            p = self.p + offset
+        else:
+            p = self.mem[offset:]
+        p[0] = (value >> 8) & 0xFF
+        p[1] = value & 0xFF
 
     def put32(self, offset: cython.Py_ssize_t, value: cython.uint) -> None:
-        p = self.p
-        p[offset] = (value >> 24) & 0xFF
-        p[offset + 1] = (value >> 16) & 0xFF
-        p[offset + 2] = (value >> 8) & 0xFF
-        p[offset + 3] = value & 0xFF
+        if cython.compiled:
+            p = self.p + offset
+        else:
+            p = self.mem[offset:]
+        p[0] = (value >> 24) & 0xFF
+        p[1] = (value >> 16) & 0xFF
+        p[2] = (value >> 8) & 0xFF
+        p[3] = value & 0xFF
 
     def put64(self, offset: cython.Py_ssize_t, value: cython.ulonglong) -> None:
         self.put32(offset, value >> 32)

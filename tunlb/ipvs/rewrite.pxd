@@ -3,7 +3,7 @@ from tunlb.ipvs.conn cimport ConnTable
 from tunlb.packet cimport Packet
 
 cpdef void put_addresses(
-    Packet pkt, int l3, unsigned long long saddr_hi, unsigned long long saddr, unsigned long long daddr_hi,
+    Packet pkt, Py_ssize_t l3, unsigned long long saddr_hi, unsigned long long saddr, unsigned long long daddr_hi,
     unsigned long long daddr, unsigned int change) noexcept
 @cython.locals(q="unsigned long long*")
 cpdef void apply(Packet pkt, ConnTable conns, long long row, int direction) noexcept

@@ -22,11 +22,12 @@ _H_DELTA = cython.declare(cython.longlong, H_DELTA)
 _H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
 _TCP = cython.declare(cython.int, IPPROTO_TCP)
 _MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
+_MASK64 = cython.declare(cython.ulonglong, 0xFFFFFFFFFFFFFFFF)
 
 
 def put_addresses(
     pkt: Packet,
-    l3: cython.int,
+    l3: cython.Py_ssize_t,
     saddr_hi: cython.ulonglong,
     saddr: cython.ulonglong,
     daddr_hi: cython.ulonglong,
@@ -37,8 +38,7 @@ def put_addresses(
     header).
     """
     if pkt.af == 4:
-        pkt.put32(l3 + 12, saddr & _MASK32)
-        pkt.put32(l3 + 16, daddr & _MASK32)
+        pkt.put64(l3 + 12, ((saddr << 32) | (daddr & _MASK32)) & _MASK64)
         pkt.put16(l3 + 10, checksum.update(pkt.be16(l3 + 10), change))
     else:
         pkt.put64(l3 + 8, saddr_hi)
@@ -64,8 +64,7 @@ def apply(pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cython
     pkt.sport = ports & 0xFFFF
     pkt.dport = ports >> 16
     put_addresses(pkt, pkt.l3, pkt.saddr_hi, pkt.saddr, pkt.daddr_hi, pkt.daddr, addresses)
-    pkt.put16(pkt.l4, pkt.sport)
-    pkt.put16(pkt.l4 + 2, pkt.dport)
+    pkt.put32(pkt.l4, (ports << 16) | (ports >> 16))
     checksum.fix_l4(
         pkt,
         pkt.l4 + (16 if pkt.proto == _TCP else 6),

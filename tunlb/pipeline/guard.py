@@ -23,6 +23,8 @@ _MASK64 = cython.declare(cython.ulonglong, 0xFFFFFFFFFFFFFFFF)
 _M1 = cython.declare(cython.ulonglong, 0x9E3779B97F4A7C15)
 _M2 = cython.declare(cython.ulonglong, 0xC2B2AE3D27D4EB4F)
 _M3 = cython.declare(cython.ulonglong, 0x165667B19E3779F9)
+_M4 = cython.declare(cython.ulonglong, 0x85EBCA77C2B2AE63)
+_M5 = cython.declare(cython.ulonglong, 0x27D4EB2F165667C5)
 
 
 class LoopGuard:
@@ -38,15 +40,16 @@ class LoopGuard:
 
     def fingerprint(self, pkt: Packet, ttl: cython.int) -> cython.ulonglong:
         """Addresses, protocol, length, TTL, IPv4 id and 8 bytes of the transport header."""
-        value: cython.ulonglong = pkt.saddr ^ (pkt.saddr_hi * _M2 & _MASK64)
-        value = (value * _M1 + pkt.daddr + (pkt.daddr_hi * _M3 & _MASK64)) & _MASK64
         rest: cython.ulonglong = pkt.end - pkt.l3
         rest = (rest << 16) | (ttl << 8) | pkt.proto
         if pkt.af == 4:
             rest |= cython.cast(cython.ulonglong, pkt.be16(pkt.l3 + 4)) << 48
-        value = ((value ^ (value >> 29)) * _M2 + rest) & _MASK64
+        else:
+            rest += pkt.saddr_hi * _M4 + pkt.daddr_hi * _M5
+        value: cython.ulonglong = pkt.saddr * _M1 + pkt.daddr * _M2 + rest * _M3
         if pkt.end - pkt.l4 >= 8:
-            value = ((value ^ (value >> 32)) * _M3 + pkt.be64(pkt.l4)) & _MASK64
+            value += pkt.be64(pkt.l4) * _M4
+        value &= _MASK64
         value = ((value ^ (value >> 29)) * _M1) & _MASK64
         return value ^ (value >> 32)
 

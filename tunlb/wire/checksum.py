@@ -25,21 +25,18 @@ def fold(total: cython.ulonglong) -> cython.uint:
 
 def sum16(pkt: Packet, offset: cython.Py_ssize_t, length: cython.Py_ssize_t) -> cython.uint:
     """The sum of ``length`` bytes at ``offset``, an odd last byte padded with zero."""
-    p = pkt.p
     total: cython.ulonglong = 0
-    word: cython.uint
     i: cython.Py_ssize_t = offset
     end: cython.Py_ssize_t = offset + length
     # 2**16 = 1 in ones' complement arithmetic, so the sum may be taken in words of 32 bits.
     while i + 4 <= end:
-        word = p[i]
-        total += (word << 24) | (p[i + 1] << 16) | (p[i + 2] << 8) | p[i + 3]
+        total += pkt.be32(i)
         i += 4
     if i + 2 <= end:
-        total += (p[i] << 8) | p[i + 1]
+        total += pkt.be16(i)
         i += 2
     if i < end:
-        total += p[i] << 8
+        total += pkt.p[i] << 8
     return fold(total)
 
 
@@ -74,11 +71,14 @@ def fix_l4(
     only ``addresses`` matters there (linux/net: inet_proto_csum_replace4). UDP without a checksum
     (0) stays without; a sum of 0 is written 0xFFFF.
     """
-    field: cython.uint = pkt.be16(offset)
+    if cython.compiled:
+        p = pkt.p + offset
+    else:
+        p = pkt.mem[offset:]
+    field: cython.uint = (p[0] << 8) | p[1]
     if pkt.partial():
-        pkt.put16(offset, fold(field + addresses))
-        return
-    if pkt.proto == _UDP:
+        field = fold(field + addresses)
+    elif pkt.proto == _UDP:
         if field == 0:
             return
         field = update(field, fold(addresses + ports))
@@ -86,7 +86,8 @@ def fix_l4(
             field = 0xFFFF
     else:
         field = update(field, fold(addresses + ports))
-    pkt.put16(offset, field)
+    p[0] = (field >> 8) & 0xFF
+    p[1] = field & 0xFF
 
 
 def pseudo_sum(pkt: Packet, proto: cython.int, length: cython.int) -> cython.uint:

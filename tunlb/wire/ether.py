@@ -44,7 +44,7 @@ _VLAN_STACK = cython.declare(cython.int, DropReason.VLAN_STACK)
 _MARTIAN = cython.declare(cython.int, DropReason.MARTIAN)
 
 
-def mac_at(pkt: Packet, offset: cython.int) -> cython.ulonglong:
+def mac_at(pkt: Packet, offset: cython.Py_ssize_t) -> cython.ulonglong:
     """The MAC address at ``offset`` as an integer."""
     high: cython.ulonglong = pkt.be16(offset)
     return (high << 32) | pkt.be32(offset + 2)
@@ -58,11 +58,12 @@ def parse(pkt: Packet) -> cython.int:
     frame leaves here with its packet moved to L3_OFFSET, as if it had come untagged on the
     sub-port.
     """
-    if pkt.end - pkt.start < _ETHER_LEN:
+    start: cython.Py_ssize_t = pkt.start
+    if pkt.end - start < _ETHER_LEN:
         return _TRUNCATED
     netif: Netif = pkt.iif
-    dst: cython.ulonglong = mac_at(pkt, pkt.start)
-    src: cython.ulonglong = mac_at(pkt, pkt.start + 6)
+    dst: cython.ulonglong = mac_at(pkt, start)
+    src: cython.ulonglong = mac_at(pkt, start + 6)
     if src == netif.mac:
         return _OWN_MAC
     if src >> 40 & 1:
@@ -73,7 +74,7 @@ def parse(pkt: Packet) -> cython.int:
         pkt.l2_type = _BROADCAST if dst == _BROADCAST_MAC else _MULTICAST
     else:
         pkt.l2_type = _OTHERHOST
-    pkt.ether_type = pkt.be16(pkt.start + 12)
+    pkt.ether_type = pkt.be16(start + 12)
     if pkt.ether_type == _8021Q or pkt.ether_type == _8021AD:
         return _untag(pkt, netif)
     return 0

@@ -44,40 +44,61 @@ def parse(pkt: Packet) -> cython.int:
     """Check the header at ``l3``, trim link-layer padding and fill the network fields; 0 or a
     DropReason.
     """
-    p = pkt.p
     l3: cython.Py_ssize_t = pkt.l3
+    if cython.compiled:
+        p = pkt.p + l3
+    else:
+        p = pkt.mem[l3:]
     room: cython.int = pkt.end - l3
     if room < 20:
         return _TRUNCATED
-    if p[l3] >> 4 != 4:
+    # The five words that every header has, read once: for the sum (2**16 = 1 in ones' complement
+    # arithmetic, so it may be taken in words of 32 bits) and for the fields.
+    first: cython.uint = p[0]
+    first = (first << 24) | (p[1] << 16) | (p[2] << 8) | p[3]
+    second: cython.uint = p[4]
+    second = (second << 24) | (p[5] << 16) | (p[6] << 8) | p[7]
+    third: cython.uint = p[8]
+    third = (third << 24) | (p[9] << 16) | (p[10] << 8) | p[11]
+    saddr: cython.uint = p[12]
+    saddr = (saddr << 24) | (p[13] << 16) | (p[14] << 8) | p[15]
+    daddr: cython.uint = p[16]
+    daddr = (daddr << 24) | (p[17] << 16) | (p[18] << 8) | p[19]
+    if first >> 28 != 4:
         return _VERSION
-    header: cython.int = (p[l3] & 0x0F) * 4
+    header: cython.int = ((first >> 24) & 0x0F) * 4
     if header < 20:
         return _HEADER
     if header > room:
         return _TRUNCATED
-    if checksum.sum16(pkt, l3, header) != 0xFFFF:
+    words: cython.ulonglong = first
+    words = words + second + third + saddr + daddr
+    if header > 20:
+        words += checksum.sum16(pkt, l3 + 20, header - 20)
+    if checksum.fold(words) != 0xFFFF:
         return _CHECKSUM
-    total: cython.int = (p[l3 + 2] << 8) | p[l3 + 3]
+    total: cython.int = first & 0xFFFF
     if total < header or total > room:
         return _LENGTH
     pkt.end = l3 + total
     pkt.af = 4
-    pkt.ttl = p[l3 + 8]
-    pkt.proto = p[l3 + 9]
+    pkt.ttl = third >> 24
+    pkt.proto = (third >> 16) & 0xFF
     pkt.l4 = l3 + header
     pkt.saddr_hi = 0
     pkt.daddr_hi = 0
-    pkt.saddr = _MAPPED | pkt.be32(l3 + 12)
-    pkt.daddr = _MAPPED | pkt.be32(l3 + 16)
-    if p[l3 + 12] == 0 or p[l3 + 12] == 127 or p[l3 + 12] >= 224:
+    pkt.saddr = _MAPPED | saddr
+    pkt.daddr = _MAPPED | daddr
+    net: cython.uint = saddr >> 24
+    if net == 0 or net == 127 or net >= 224:
         return _MARTIAN
-    if p[l3 + 16] == 0 or p[l3 + 16] == 127:
+    net = daddr >> 24
+    if net == 0 or net == 127:
         return _MARTIAN
     if header > 20 and not options_fine(pkt, l3 + 20, l3 + header):
         return _OPTIONS
-    if p[l3 + 6] & 0x3F or p[l3 + 7]:
-        pkt.fragment = _LATER if (p[l3 + 6] & 0x1F or p[l3 + 7]) else _FIRST
+    if second & 0x3FFF:
+        pkt.fragment = _LATER if second & 0x1FFF else _FIRST
     return 0
 
 
@@ -104,10 +125,15 @@ def options_fine(pkt: Packet, offset: cython.int, end: cython.int) -> cython.bin
 
 def decrement_ttl(pkt: Packet) -> None:
     """Lower the TTL by one and keep the header checksum (RFC 1141); the TTL must be 2 or more."""
-    p = pkt.p
-    p[pkt.l3 + 8] = p[pkt.l3 + 8] - 1
-    field: cython.uint = pkt.be16(pkt.l3 + 10) + 0x0100
-    pkt.put16(pkt.l3 + 10, field + (1 if field >= 0xFFFF else 0))
+    if cython.compiled:
+        p = pkt.p + pkt.l3
+    else:
+        p = pkt.mem[pkt.l3 :]
+    p[8] = p[8] - 1
+    field: cython.uint = ((p[10] << 8) | p[11]) + 0x0100
+    field += 1 if field >= 0xFFFF else 0
+    p[10] = (field >> 8) & 0xFF
+    p[11] = field & 0xFF
     pkt.ttl -= 1
 
 
