@@ -14,7 +14,7 @@ INSIDE := tests/unit tests/flow tests/property
 # what `make e2e` and the others pass on: make e2e ARGS="-k tun", make demo ARGS=--rootless
 ARGS   ?=
 
-.PHONY: help demo test lint type e2e bench bench-workers fuzz ci build pure debug coverage clean \
+.PHONY: help demo test lint type e2e bench bench-micro bench-workers fuzz ci build pure debug coverage clean \
         test-compiled test-pure test-debug e2e-pure
 
 help: ## what can be made
@@ -73,13 +73,16 @@ type: ## mypy --strict
 	@echo "== types"
 	@.venv/bin/mypy
 
-bench: ## the speed table, side by side with the limit of the device
+bench: ## tunlb beside the limit of the device, nftables, HAProxy and nginx; a report at the end
 	@$(SETUP) build net bench
-	@$(MAKE) pure
-	@$(RUN) bench/memory.py; memory=$$?; $(RUN) bench/speed.py $(ARGS) && exit $$memory
+	@$(RUN) -m tunlb bench $(ARGS)
+
+bench-micro: ## the pipeline by room, in counted instructions and in nanoseconds
+	@$(SETUP) build micro
+	@$(RUN) -m tunlb bench micro $(ARGS)
 
 bench-workers: ## two workers over one, hand-over, recovery from kill -9, upgrade under load
-	@$(SETUP) build net bench
+	@$(SETUP) build net
 	@for what in scaling handover recovery upgrade; do $(RUN) bench/$$what.py || bad=1; done; exit $$bad
 
 fuzz: ## property tests with many more examples (FUZZ_EXAMPLES=5000)
@@ -89,8 +92,10 @@ fuzz: ## property tests with many more examples (FUZZ_EXAMPLES=5000)
 # What fails early is cheap to run; the last line printed is pytest's own.
 ci: export CI = true
 ci: ## everything, as continuous integration runs it
-	@$(SETUP) build debug net
-	@$(MAKE) lint type test-compiled test-pure test-debug e2e-pure e2e-run
+	@$(SETUP) build debug net bench micro
+	@$(MAKE) lint type test-compiled
+	@$(MAKE) bench-micro ARGS='--check bench/baseline.json'
+	@$(MAKE) test-pure test-debug e2e-pure e2e-run
 
 build: ## compile the rooms in place
 	@$(SETUP) build

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import os
 import statistics
@@ -23,59 +22,45 @@ import zlib
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import memory
-
 GOAL = 1.9
 FLOWS = 64  #: conns of each worker, taken in turn
+FIRST_PORT = 40_000
 CONN_MAX = 4096
 CHUNK = 64  #: packets between two looks at the clock
 
 
 def feeder(worker: int, workers: int) -> Callable[[int], None]:
     """A worker with established conns of its own; the result forwards so many packets."""
+    from tunlb.bench.micro import bed
     from tunlb.ipvs.sharding import Sharding, shard_keys
-    from tunlb.shared import Shared
-    from tunlb.testing.flow import Rig
-    from tunlb.testing.frames import Flow, vnet
-    from tunlb.wire.ether import mac_text
+    from tunlb.testing.frames import vnet
 
     sharding = Sharding(workers, worker, shard_keys(b"bench"))
-    config = "".join(json.dumps(line) + "\n" for line in memory.CONFIG)
-    shared = Shared.create(worker, CONN_MAX)
-    rig = Rig(config, now=memory.NOW, memory=shared, sharding=sharding)
-    outside = rig.netif("lb-out")
-    address, _, first = memory.CLIENT.partition(":")
-    mapped = 0xFFFF_0000_0000 | int(ip_address(address))
+    rig = bed.make_rig(CONN_MAX, bed.shared(CONN_MAX), sharding)
+    mapped = 0xFFFF_0000_0000 | int(ip_address(bed.NETS[4].client))
     frames: list[bytes] = []
-    ports = itertools.count(int(first))
+    ports = itertools.count(FIRST_PORT)
     while len(frames) < FLOWS:
         port = next(ports)
         if sharding.by_endpoint(0, mapped, port) != worker:
             continue
-        flow = Flow(
-            f"{address}:{port}",
-            memory.VIP,
-            client_mac=memory.CLIENT_MAC,
-            server_mac=mac_text(outside.mac),
-        )
+        flow = bed.flow("nat", 4, port)
         for frame in (flow.syn(), flow.ack()):
-            if not rig.receive("lb-out", vnet(frame))[1]:
+            if not rig.receive("out", vnet(frame))[1]:
                 raise SystemExit(f"bench/scaling.py: not forwarded: {rig.counters()}")
         frames.append(vnet(flow.data(bytes(64))))
+    outside = rig.netif("out")
     packet = rig.director.packet
     load, receive, turn = packet.load, rig.director.receive, itertools.cycle(frames)
 
     def feed(count: int) -> None:
         for frame in itertools.islice(turn, count):
             load(frame, outside)
-            receive(packet, memory.NOW)
+            receive(packet, bed.NOW)
 
     return feed
 

@@ -6,8 +6,10 @@
  *   -t   how long to send (3)
  *   -n   stop after so many packets
  *   -r   packets a second (0: as many as it can)
- * The sink prints "ready PORT", counts until SIGTERM, empties its socket and prints one JSON line.
- * The sender prints one JSON line. Exit status 2: usage; 1: a socket failed.
+ * The sink prints "ready PORT" and counts until SIGTERM. It then goes on until nothing has come for
+ * 100 ms, because queues on the way may still be full, and prints one JSON line: packets that
+ * came, how many different ones, the time from the first to the last, and how many its own socket
+ * had no room for. The sender prints one JSON line. Exit status 2: usage; 1: a socket failed.
  *
  * Without -r the sender does not pace itself: what is measured is the rate delivered at overload,
  * and the surplus is lost in the rings on the way. Packets are numbered, and the sink also says how
@@ -17,7 +19,9 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/sock_diag.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +32,8 @@
 #include <unistd.h>
 
 enum { PAYLOAD = 18, BATCH = 32, FLOWS_MAX = 256, SINK_BUFFER = 32 << 20, POLL_US = 50000 };
+/* After SIGTERM the sink ends with the first silence of SILENCES * POLL_US, or after PATIENCE_S. */
+enum { SILENCES = 2, PATIENCE_S = 5 };
 enum { NUMBERS_MAX = 1 << 26 }; /* packets with a higher number are not told apart */
 
 static volatile sig_atomic_t stopping;
@@ -84,6 +90,15 @@ static int open_sink(unsigned short port)
     return fd;
 }
 
+/* Packets that came while the socket's buffer was full: the sink lost them, not the way to it. */
+static uint32_t dropped(int fd)
+{
+    uint32_t info[SK_MEMINFO_VARS] = {0};
+    socklen_t size = sizeof info;
+
+    return getsockopt(fd, SOL_SOCKET, SO_MEMINFO, info, &size) < 0 ? 0 : info[SK_MEMINFO_DROPS];
+}
+
 /* How many of these packets bear a number that was not seen before. */
 static unsigned fresh(const struct mmsghdr *messages, int count)
 {
@@ -111,16 +126,20 @@ static int run_sink(unsigned short port)
     struct iovec parts[BATCH];
     struct sigaction action = {.sa_handler = on_signal};
     unsigned long long packets = 0, distinct = 0;
-    double first = 0, last = 0;
+    double first = 0, last = 0, ending = 0;
+    int silences = 0;
 
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
     int fd = open_sink(port);
     fill_batch(messages, parts, payloads);
-    for (;;) {
-        int count = recvmmsg(fd, messages, BATCH, stopping ? MSG_DONTWAIT : MSG_WAITFORONE, NULL);
+    while (silences < SILENCES) {
+        int count = recvmmsg(fd, messages, BATCH, MSG_WAITFORONE, NULL);
 
+        if (stopping && ending == 0)
+            ending = monotonic() + PATIENCE_S;
         if (count > 0) {
+            silences = 0;
             last = monotonic();
             if (packets == 0)
                 first = last;
@@ -129,11 +148,13 @@ static int run_sink(unsigned short port)
         } else if (count < 0 && errno != EAGAIN && errno != EINTR) {
             die("recvmmsg");
         } else if (stopping && errno == EAGAIN) {
-            break;
+            silences++;
         }
+        if (ending > 0 && monotonic() > ending)
+            break;
     }
-    printf("{\"packets\":%llu,\"distinct\":%llu,\"seconds\":%.6f}\n", packets, distinct,
-           last - first);
+    printf("{\"packets\":%llu,\"distinct\":%llu,\"seconds\":%.6f,\"dropped\":%u}\n", packets,
+           distinct, last - first, dropped(fd));
     return 0;
 }
 
@@ -150,9 +171,18 @@ static void sleep_until(double when)
     double left = when - monotonic();
 
     if (left > 0) {
-        struct timespec time = {.tv_sec = (time_t)left, .tv_nsec = (long)((left - (time_t)left) * 1e9)};
+        struct timespec time = {.tv_sec = (time_t)left,
+                                .tv_nsec = (long)((left - (double)(time_t)left) * 1e9)};
         nanosleep(&time, NULL);
     }
+}
+
+/* Packets for one call: at a given rate few, so that they come evenly, 10,000 calls a second. */
+static long long batch_size(double rate)
+{
+    double evenly = rate / 10000;
+
+    return rate <= 0 || evenly > BATCH ? BATCH : evenly < 1 ? 1 : (long long)evenly;
 }
 
 static void flood(const int *fds, int flows, double seconds, long long wanted, double rate)
@@ -160,12 +190,13 @@ static void flood(const int *fds, int flows, double seconds, long long wanted, d
     static char payloads[BATCH][PAYLOAD];
     struct mmsghdr messages[BATCH];
     struct iovec parts[BATCH];
-    long long sent = 0, errors = 0;
+    long long sent = 0, errors = 0, batch = batch_size(rate);
     double begun = monotonic(), now = begun;
 
     fill_batch(messages, parts, payloads);
+    prctl(PR_SET_TIMERSLACK, 1); /* sleeps end when they should, not up to 50 us later */
     for (int at = 0; now - begun < seconds; at = (at + 1) % flows) {
-        long long left = wanted < 0 ? BATCH : wanted - sent;
+        long long left = wanted < 0 ? batch : wanted - sent;
 
         if (left == 0)
             break;
@@ -176,7 +207,7 @@ static void flood(const int *fds, int flows, double seconds, long long wanted, d
 
             memcpy(payloads[i], &number, sizeof number);
         }
-        int count = sendmmsg(fds[at], messages, left < BATCH ? (unsigned)left : BATCH, 0);
+        int count = sendmmsg(fds[at], messages, (unsigned)(left < batch ? left : batch), 0);
 
         if (count > 0)
             sent += count;

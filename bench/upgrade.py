@@ -21,10 +21,9 @@ from typing import Any
 
 from recovery import configured
 from rich.console import Console
-from speed import BUILD, BenchError, build_tools
 
 PORT = 9000
-PPS = 40_000  #: a third of the rate that bench/speed.py finds on two cores
+PPS = 40_000  #: a third of the rate that `tunlb bench` finds on two cores (pps)
 
 
 def service(topology: Any) -> str:
@@ -50,6 +49,8 @@ def replace_often(tunlb: Any, times: int, gaps: list[float]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: nothing was lost; 1: something was."""
+    from tunlb.bench import tools
+    from tunlb.bench.samples import BenchError
     from tunlb.lab import TOPOLOGIES, Lab
 
     parser = argparse.ArgumentParser(description="losses while the program is replaced")
@@ -59,11 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     try:
-        build_tools(console)
+        tool = tools.build(("udpflood",)).path("udpflood")
     except BenchError as error:
         console.print(f"bench/upgrade.py: {error}")
         return 1
-    tool = BUILD / "udpflood"
     gaps: list[float] = []
     with Lab(TOPOLOGIES["one-arm"], f"upgrade-{os.getpid()}") as lab:
         tunlb = lab.start_tunlb(

@@ -2,15 +2,17 @@
 # Makes this machine ready for what a make target needs. Called by the Makefile; quick and silent
 # when nothing is missing.
 #
-#   tools/bootstrap.sh [venv] [build] [debug] [net] [try-net] [bench]
+#   tools/bootstrap.sh [venv] [build] [debug] [net] [try-net] [bench] [micro]
 #
 #   venv     .venv with tunlb and its tools, without compiling (always done)
 #   build    and the rooms compiled in place; uncompiled where there is no compiler
 #   debug    and a copy in build/debug compiled with every index checked
 #   net      the programs that demo, e2e and bench call; try-net only warns when they are missing
-#   bench    valgrind, which counts instructions, and a compiler for the tools in bench/
+#   bench    the programs that `tunlb bench` measures or measures with; warns of missing ones
+#   micro    valgrind, which counts instructions, and a compiler
 #
 # Debian packages are installed when they are missing and we may (root, or sudo that asks nothing).
+# They are installed as programs: no service is started because of it, now or at the next boot.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,7 +25,8 @@ export DEBIAN_FRONTEND=noninteractive PIP_DISABLE_PIP_VERSION_CHECK=1
 
 wants() { [[ $WANTS == *" $1 "* ]]; }
 step() { echo "[$1/4] $2"; }
-have() { command -v "$1" >/dev/null 2>&1; }
+# Debian's PATH of a user leaves out where haproxy, nginx and nft are.
+have() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1; }
 must_compile() { [[ ${CI:-} == true || ${TUNLB_REQUIRE_COMPILED:-} == 1 ]]; }
 
 die() {
@@ -51,10 +54,41 @@ as_root() {
 
 may_install() { have apt-get && { [[ $(id -u) == 0 ]] || { have sudo && sudo -n true 2>/dev/null; }; }; }
 
+# Debian starts what it installs unless this file forbids it (invoke-rc.d(8), status 101). One that
+# is there already belongs to the machine's owner, and decides alone.
+POLICY=/usr/sbin/policy-rc.d
+
+forbid_starts() {
+    [[ ! -e $POLICY ]] || return 0
+    trap 'as_root rm -f "$POLICY"' EXIT
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$POLICY" >/dev/null
+    as_root chmod 0755 "$POLICY"
+}
+
+allow_starts() {
+    [[ -n $(trap -p EXIT) ]] || return 0
+    as_root rm -f "$POLICY"
+    trap - EXIT
+}
+
+# not_at_boot SERVICE...: of a service that was just installed.
+not_at_boot() {
+    if [[ -d /run/systemd/system ]]; then as_root systemctl disable "$@"; return; fi
+    local service
+    for service in "$@"; do as_root update-rc.d "$service" disable; done
+}
+
 apt_install() {
-    local install=(apt-get install -y --no-install-recommends "$@")
+    local install=(apt-get install -y --no-install-recommends "$@") service new=() status=0
+    for service in haproxy nginx; do [[ -e /etc/init.d/$service ]] || new+=("$service"); done
+    forbid_starts
     # The package lists of a new machine may be absent or old: they are fetched when that shows.
-    as_root "${install[@]}" || { as_root apt-get update && as_root "${install[@]}"; }
+    as_root "${install[@]}" || { as_root apt-get update && as_root "${install[@]}"; } || status=$?
+    allow_starts
+    for service in "${new[@]}"; do
+        [[ ! -e /etc/init.d/$service ]] || not_at_boot "$service" || true
+    done
+    return "$status"
 }
 
 # provide PACKAGE...: installs them, or says exactly what to type and returns 1.
@@ -124,6 +158,21 @@ ping iputils-ping
 TABLE
 }
 
+bench_programs() {
+    missing_programs <<'TABLE'
+haproxy haproxy
+nginx nginx
+nft nftables
+wrk wrk
+sockperf sockperf
+valgrind valgrind
+TABLE
+    # The stream module is a package of its own, or built into an nginx from elsewhere.
+    [[ -e /usr/lib/nginx/modules/ngx_stream_module.so ]] ||
+        PATH=$PATH:/usr/sbin nginx -V 2>&1 | grep -qE -- '--with-stream( |$)' ||
+        echo libnginx-mod-stream
+}
+
 # Looks for the headers themselves: they come from Debian or with the interpreter, as it happens.
 compiler() {
     local include
@@ -135,23 +184,29 @@ compiler() {
 
 # One call for all, so that a machine where we may not install hears of everything at once.
 need_packages() {
-    local must="" may=""
+    local must="" may="" package failed=""
     "$PY" -c 'import ensurepip, venv' 2>/dev/null || must+=" $(python_version)-venv"
     if wants build || wants debug; then
-        if must_compile || wants bench; then must+=" $(compiler)"; else may+=" $(compiler)"; fi
+        if must_compile || wants micro; then must+=" $(compiler)"; else may+=" $(compiler)"; fi
     fi
     if wants net || { wants try-net && [[ ${CI:-} == true ]]; }; then
         must+=" $(net_programs)"
     elif wants try-net; then
         may+=" $(net_programs)"
     fi
-    ! wants bench || must+=" $(missing_programs <<<"valgrind valgrind")"
-    # shellcheck disable=SC2086
-    set -- $must $may
+    ! wants micro || must+=" $(missing_programs <<<"valgrind valgrind")"
+    ! wants bench || may+=" $(bench_programs)"
+    # shellcheck disable=SC2046,SC2086
+    set -- $(printf '%s\n' $must $may | sort -u)
     [[ $# != 0 ]] || return 0
     provide "$@" && return
-    [[ $must =~ ^[[:space:]]*$ ]] || exit 1
-    echo "tunlb: goes on: uncompiled (slower) without a compiler, without the end-to-end tests that need a program" >&2
+    # One that this release does not have must not keep the others away.
+    for package in "$@"; do
+        may_install && [[ $# != 1 ]] && quietly "installing $package" apt_install "$package" && continue
+        failed+=" $package"
+        [[ " $(echo $must) " != *" $package "* ]] || exit 1
+    done
+    [[ -z $failed ]] || echo "tunlb: goes on without$failed: slower, or with less to test and to measure" >&2
 }
 
 # ---- the virtual environment and the builds --------------------------------------------------------

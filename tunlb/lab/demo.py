@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -17,6 +16,7 @@ from rich.table import Table
 
 import tunlb
 from tunlb.lab import clients
+from tunlb.lab.ending import orderly_end
 from tunlb.lab.host import LabError
 from tunlb.lab.net import Lab
 from tunlb.lab.process import TunlbError, TunlbProcess
@@ -187,29 +187,6 @@ def perform(steps: list[Step], console: Console) -> None:
             progress.update(task, total=total or 1, completed=total or 1, remark=remark)
 
 
-@contextlib.contextmanager
-def _orderly_end() -> Iterator[Callable[[], None]]:
-    """A signal to end becomes an exception, so that the lab is removed on the way out.
-
-    Yields a function that makes further ones wait for the end of that removal: they are ignored.
-    """
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def end(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    def ignore() -> None:
-        for number in signals:
-            signal.signal(number, signal.SIG_IGN)
-
-    before = [signal.signal(number, end) for number in signals]
-    try:
-        yield ignore
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
-
-
 def run(console: Console | None = None) -> int:
     """The whole demo; its exit status: 0, 1 when something failed, 128 + signal when ended."""
     console = console or Console()
@@ -218,7 +195,7 @@ def run(console: Console | None = None) -> int:
     demo = Demo(ONE_ARM, lab, results)
     failed: str | None = None
     with contextlib.ExitStack() as stack:
-        ignore_signals = stack.enter_context(_orderly_end())
+        ignore_signals = stack.enter_context(orderly_end())
         stack.callback(console.print, "everything removed", highlight=False)
         stack.callback(lab.down)
         stack.callback(ignore_signals)

@@ -82,17 +82,21 @@ def _inside(path: Path) -> Iterator[None]:
 
 
 class Host:
-    """A namespace of a lab that is up: commands and sockets inside it."""
+    """A namespace of a lab that is up: commands and sockets inside it.
 
-    def __init__(self, spec: HostSpec, ns: str) -> None:
+    `prefix` goes before every command (`taskset -c 1`, say); it must become the command.
+    """
+
+    def __init__(self, spec: HostSpec, ns: str, prefix: Sequence[str] = ()) -> None:
         self.spec = spec
+        self.prefix = tuple(prefix)
         self.name = spec.name
         self.ns = ns
         self.path = NETNS_DIR / ns
         self._started: list[subprocess.Popen[str]] = []
 
     def argv(self, command: Sequence[str]) -> list[str]:
-        return ["ip", "netns", "exec", self.ns, *command]
+        return ["ip", "netns", "exec", self.ns, *self.prefix, *command]
 
     def run(
         self,

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,17 +31,19 @@ from tunlb.lab.topology import (
     ECHO_PORTS,
     HTTP_PORTS,
     IPERF_PORT,
+    NO_BRIDGE_NETFILTER,
     TOPOLOGIES,
     HostSpec,
     Topology,
+    Wiring,
 )
 
 STATE_DIR = Path("/run/tunlb/lab")
 PREFIX = "tunlb"
 MAX_SUFFIX = 40
 
-_TCP_LISTEN = "0A"
-_UDP_UNCONNECTED = "07"
+TCP_LISTEN = "0A"
+UDP_UNCONNECTED = "07"
 _SERVERS_TIMEOUT_S = 10.0
 _KILL_TIMEOUT_S = 5.0
 _SUFFIX = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{MAX_SUFFIX - 1}}}")
@@ -75,19 +77,19 @@ def check_suffix(suffix: str) -> str:
     return suffix
 
 
-def link_commands(topology: Topology, suffix: str) -> list[str]:
+def link_commands(wiring: Wiring, suffix: str) -> list[str]:
     """Lines for `ip -n DIRECTOR -batch -`: bridges and veth pairs, everything up."""
-    director = next(host for host in topology.hosts if host.role == "director")
+    director = next(host for host in wiring.hosts if host.role == "director")
     lines = [
         f"link add {link.director_dev} type veth"
         f" peer name {link.dev} netns {namespace(suffix, link.host)}"
-        for link in topology.links
+        for link in wiring.links
     ]
     for bridge in director.bridges:
         lines.append(f"link add {bridge.name} type bridge")
         lines += [f"link set {member} master {bridge.name}" for member in bridge.members]
         lines.append(f"link set {bridge.name} up")
-    lines += [f"link set {link.director_dev} up" for link in topology.links]
+    lines += [f"link set {link.director_dev} up" for link in wiring.links]
     return lines
 
 
@@ -99,6 +101,30 @@ def host_commands(host: HostSpec, devices: Sequence[str]) -> list[str]:
         lines.append(f"addr add {address} dev {dev}{nodad}")
     lines += [f"route add {route}" for route in host.routes]
     return lines
+
+
+def make_network(wiring: Wiring, suffix: str, hosts: Mapping[str, Host]) -> None:
+    """The namespaces of `hosts`, by name, wired, addressed and with their settings."""
+    ip(batch=[f"netns add {host.ns}" for host in hosts.values()])
+    for host in hosts.values():
+        _set_sysctls(host)
+    ip("-n", namespace(suffix, "director"), batch=link_commands(wiring, suffix))
+    for host in hosts.values():
+        devices = [link.dev for link in wiring.links if link.host == host.name]
+        ip("-n", host.ns, batch=host_commands(host.spec, devices))
+        ip_by_family(host.ns, host.spec.rules)
+
+
+def _set_sysctls(host: Host) -> None:
+    script = "".join(
+        f"echo {value} >/proc/sys/{path} || exit 1\n"
+        for path, value in (*BASE_SYSCTLS, *host.spec.sysctls)
+    )
+    script += "".join(
+        f"[ ! -e /proc/sys/{path} ] || echo {value} >/proc/sys/{path} || exit 1\n"
+        for path, value in NO_BRIDGE_NETFILTER
+    )
+    host.run(["sh", "-c", script])
 
 
 class Lab:
@@ -133,7 +159,7 @@ class Lab:
         remove(self.suffix)
         try:
             self.dir.mkdir(parents=True)
-            self._make_network()
+            make_network(self.topology, self.suffix, self.hosts)
             pids = self._start_servers()
             (self.dir / "tunlb.jsonl").write_text(self.topology.config_text, encoding="utf-8")
             self._record(pids)
@@ -200,23 +226,6 @@ class Lab:
         """What the topology adds once tunlb's device exists."""
         ip_by_family(self.director.ns, self.topology.after_ready)
 
-    def _make_network(self) -> None:
-        ip(batch=[f"netns add {host.ns}" for host in self.hosts.values()])
-        for host in self.hosts.values():
-            self._set_sysctls(host)
-        ip("-n", self.director.ns, batch=link_commands(self.topology, self.suffix))
-        for host in self.hosts.values():
-            devices = [link.dev for link in self.topology.links if link.host == host.name]
-            ip("-n", host.ns, batch=host_commands(host.spec, devices))
-            ip_by_family(host.ns, host.spec.rules)
-
-    def _set_sysctls(self, host: Host) -> None:
-        script = "".join(
-            f"echo {value} >/proc/sys/{path} || exit 1\n"
-            for path, value in (*BASE_SYSCTLS, *host.spec.sysctls)
-        )
-        host.run(["sh", "-c", script])
-
     def _start_servers(self) -> dict[str, list[int]]:
         if shutil.which("iperf3") is None:
             raise LabError("the command `iperf3` is not there: install the package iperf3")
@@ -247,9 +256,9 @@ class Lab:
             # Until `ip netns exec` has entered the namespace, /proc/PID/net shows another one.
             if not os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), host.path.stat()):
                 return False
-            return sorted(tcp) == _bound_ports(pid, "tcp", _TCP_LISTEN) and sorted(
+            return sorted(tcp) == bound_ports(pid, "tcp", TCP_LISTEN) and sorted(
                 ECHO_PORTS
-            ) == _bound_ports(pid, "udp", _UDP_UNCONNECTED)
+            ) == bound_ports(pid, "udp", UDP_UNCONNECTED)
 
         _wait_until(
             all_listen,
@@ -275,8 +284,9 @@ def _services_argv(name: str) -> list[str]:
     return [sys.executable, "-I", "-S", str(servers.__file__), name, *ports]
 
 
-def _bound_ports(pid: int, proto: str, state: str) -> list[int]:
-    """Sorted local ports of both families in `state` (hexadecimal, as the kernel shows it)."""
+def bound_ports(pid: int, proto: str, state: str) -> list[int]:
+    """Sorted local ports of both families in `state` (hexadecimal, as the kernel shows it), of the
+    namespace that the process is in. Until `ip netns exec` has entered one, that is another."""
     ports: list[int] = []
     for table in (proto, f"{proto}6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text("ascii").splitlines()[1:]:
@@ -304,8 +314,8 @@ def _namespaces() -> list[str]:
     return []
 
 
-def _namespaces_of(suffix: str) -> list[str]:
-    ours = {namespace(suffix, host) for host in _host_names()}
+def _namespaces_of(suffix: str, hosts: Iterable[str]) -> list[str]:
+    ours = {namespace(suffix, host) for host in hosts}
     return [name for name in _namespaces() if name in ours]
 
 
@@ -348,25 +358,31 @@ def workers_in(namespace: str) -> dict[int, int]:
     }
 
 
-def _kill(pids: Sequence[int]) -> bool:
-    """Kills them; whether there were any. To be repeated: a process may have forked since."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return bool(pids)
+def kill_in(namespaces: Sequence[str]) -> None:
+    """Kills whatever runs in these namespaces, and waits until it is gone."""
+
+    def empty() -> bool:
+        pids = processes_in(namespaces)
+        for pid in pids:  # again and again: one may have forked meanwhile
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not pids
+
+    _wait_until(
+        empty,
+        lambda: f"processes in {', '.join(namespaces)} do not end: {processes_in(namespaces)}",
+        timeout=_KILL_TIMEOUT_S,
+    )
 
 
-def remove(suffix: str) -> list[str]:
+def remove(suffix: str, hosts: Iterable[str] | None = None) -> list[str]:
     """Ends what runs in the lab's namespaces and removes them; their names. Idempotent.
 
     It asks the kernel, not a record, so it also removes what a crashed set-up left behind.
+    `hosts` names the namespaces of a network that is none of TOPOLOGIES.
     """
-    names = _namespaces_of(check_suffix(suffix))
-    _wait_until(
-        lambda: not _kill(processes_in(names)),
-        lambda: f"processes of lab {suffix} do not end: {processes_in(names)}",
-        timeout=_KILL_TIMEOUT_S,
-    )
+    names = _namespaces_of(check_suffix(suffix), _host_names() if hosts is None else hosts)
+    kill_in(names)
     if names:
         ip("-force", batch=[f"netns del {name}" for name in names])
     shutil.rmtree(state_dir(suffix), ignore_errors=True)
@@ -396,7 +412,7 @@ def _topology_of(suffix: str) -> str:
 
 
 def _state(suffix: str) -> LabState:
-    names = tuple(_namespaces_of(suffix))
+    names = tuple(_namespaces_of(suffix, _host_names()))
     record: dict[str, object] = {}
     with contextlib.suppress(OSError, ValueError):
         record = json.loads((state_dir(suffix) / "state.json").read_text("utf-8"))

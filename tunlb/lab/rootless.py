@@ -12,8 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 
 TUN_DEVICE = Path("/dev/net/tun")
@@ -24,10 +25,8 @@ _INSIDE = "TUNLB_ROOTLESS"
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--mount")
 # `ip netns` keeps its names below /run, which belongs to the real root.
 _PREPARE = 'mount -t tmpfs -o mode=0755 tunlb /run && ip link set lo up && exec "$@"'
-_TOOLS: tuple[tuple[str, str], ...] = (
-    ("ip", "iproute2"),
-    ("iperf3", "iperf3"),
-    ("unshare", "util-linux"),
+_TOOLS: Mapping[str, str] = MappingProxyType(
+    {"ip": "iproute2", "iperf3": "iperf3", "unshare": "util-linux"}
 )
 _SWITCHES: tuple[tuple[str, str, str], ...] = (
     ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"),
@@ -50,11 +49,11 @@ def command(argv: Sequence[str]) -> list[str]:
     return [*_UNSHARE, "sh", "-c", _PREPARE, "tunlb-rootless", *argv]
 
 
-def missing_tools() -> list[str]:
+def missing_tools(tools: Iterable[str] = tuple(_TOOLS)) -> list[str]:
     """One sentence for each program that the lab needs and that is not there."""
     return [
-        f"the command `{tool}` is not there: install the package {package}"
-        for tool, package in _TOOLS
+        f"the command `{tool}` is not there: install the package {_TOOLS[tool]}"
+        for tool in tools
         if shutil.which(tool) is None
     ]
 
@@ -101,13 +100,13 @@ def missing_namespaces(*, rootless: bool) -> list[str]:
     return [f"user namespaces are refused ({said}): {'; or '.join(cures)}"]
 
 
-def missing(*, rootless: bool) -> list[str]:
+def missing(*, rootless: bool, tools: Iterable[str] = tuple(_TOOLS)) -> list[str]:
     """Everything that keeps the lab from being built here; empty when nothing does."""
-    return [*missing_tools(), *missing_device(), *missing_namespaces(rootless=rootless)]
+    return [*missing_tools(tools), *missing_device(), *missing_namespaces(rootless=rootless)]
 
 
-def enter(argv: Sequence[str], *, wanted: bool) -> int | None:
-    """Sees to it that a command of the lab may make namespaces.
+def enter(argv: Sequence[str], *, wanted: bool, tools: Iterable[str] = tuple(_TOOLS)) -> int | None:
+    """Sees to it that a command of the lab, which cannot do without `tools`, may make namespaces.
 
     Returns None when it may. Otherwise this process becomes `argv`, which repeats the command, in
     user namespaces (if `wanted`, or if it is not root, or a root that may not make network
@@ -117,7 +116,7 @@ def enter(argv: Sequence[str], *, wanted: bool) -> int | None:
     if inside():
         return None
     rootless = wanted or os.geteuid() != 0 or bool(missing_namespaces(rootless=False))
-    problems = missing(rootless=rootless)
+    problems = missing(rootless=rootless, tools=tools)
     if problems:
         print("tunlb: the lab cannot be built here:", file=sys.stderr)
         for problem in problems:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,17 +26,3 @@ def script() -> Callable[[str], ModuleType]:
         return module
 
     return load
-
-
-@pytest.fixture(scope="session")
-def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the C programs, compiled so that every warning fails."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    made = tmp_path_factory.mktemp("bench-tools")
-    for name in ("reflector", "crr", "udpflood"):
-        source = BENCH / f"{name}.c"
-        flags = ["-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
-        subprocess.run([compiler, *flags, "-o", made / name, source], check=True)
-    return made

@@ -54,7 +54,7 @@ def test_where_it_cannot_run_the_status_is_77(
     argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("TUNLB_ROOTLESS", raising=False)
-    monkeypatch.setattr(rootless, "missing", lambda *, rootless: ["no device"])
+    monkeypatch.setattr(rootless, "missing", lambda **_: ["no device"])
     assert main(argv) == 77
     assert "no device" in capsys.readouterr().err
 

@@ -92,7 +92,7 @@ def test_a_root_without_capabilities_is_told_so(monkeypatch: pytest.MonkeyPatch)
 def test_enter_says_everything_that_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rootless, "missing", lambda *, rootless: ["first", "second"])
+    monkeypatch.setattr(rootless, "missing", lambda **_: ["first", "second"])
     assert rootless.enter(["true"], wanted=True) == rootless.EXIT_NOT_POSSIBLE == 77
     shown = capsys.readouterr().err
     assert shown == "tunlb: the lab cannot be built here:\n  - first\n  - second\n"
@@ -117,7 +117,7 @@ def test_who_runs_without_root(
 ) -> None:
     refused = [] if root_may else ["refused"]
     monkeypatch.setattr(os, "geteuid", lambda: euid)
-    monkeypatch.setattr(rootless, "missing", lambda *, rootless: [])
+    monkeypatch.setattr(rootless, "missing", lambda **_: [])
     monkeypatch.setattr(rootless, "missing_namespaces", lambda *, rootless: refused)
     became: list[Sequence[str]] = []
     monkeypatch.setattr(rootless, "become", became.append)
