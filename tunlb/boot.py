@@ -6,15 +6,17 @@ another version, understand each other or say why not. Descriptors travel beside
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from ipaddress import ip_address
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from tunlb.conf import Config, Hook
+from tunlb.catalog import DestKey, dest_key
+from tunlb.conf import Config, Dest, Hook, Neigh, Route, Service
 from tunlb.conf.values import AddressRange, Endpoint, PortRange, TableSize, parse
-from tunlb.director import DestKey
+
+PIECE = 16  #: lines of a configuration decoded at once
 
 _T = TypeVar("_T")
 
@@ -28,6 +30,28 @@ class Applied(msgspec.Struct, kw_only=True, frozen=True):
 
     def numbers(self) -> Mapping[DestKey, int]:
         return dict(self.ids)
+
+
+class Arrived(NamedTuple):
+    """An Applied as it came out of its pieces; ``numbers`` are its dests'."""
+
+    at_ms: int
+    config: Config
+    numbers: Mapping[DestKey, int]
+
+
+class _Piece(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Some of an Applied that is too large to be decoded between two bursts.
+
+    The first one has the ``head``, with nothing of what may be many. ``service`` begins a service
+    without its dests; ``dests``, each with its number, are some of the service begun last.
+    """
+
+    head: Applied | None = None
+    routes: tuple[Route, ...] = ()
+    neighs: tuple[Neigh, ...] = ()
+    service: Service | None = None
+    dests: tuple[tuple[Dest, int], ...] = ()
 
 
 class Boot(msgspec.Struct, kw_only=True, frozen=True):
@@ -51,6 +75,63 @@ class Boot(msgspec.Struct, kw_only=True, frozen=True):
 
 def encode(value: object) -> bytes:
     return msgspec.json.encode(value, enc_hook=_write)
+
+
+def encode_pieces(applied: Applied) -> bytes:
+    """A line for each piece."""
+    return b"".join(encode(piece) + b"\n" for piece in _pieces(applied))
+
+
+def _pieces(applied: Applied) -> Iterator[_Piece]:
+    config, numbers = applied.config, applied.numbers()
+    bare = msgspec.structs.replace(config, routes=(), neighs=(), services=())
+    yield _Piece(head=msgspec.structs.replace(applied, config=bare, ids=()))
+    for at in range(0, max(len(config.routes), len(config.neighs)), PIECE):
+        part = slice(at, at + PIECE)
+        yield _Piece(routes=config.routes[part], neighs=config.neighs[part])
+    for service in config.services:
+        begun: Service | None = msgspec.structs.replace(service, dests=())
+        for at in range(0, max(1, len(service.dests)), PIECE):
+            dests = service.dests[at : at + PIECE]
+            numbered = tuple((dest, numbers[dest_key(service, dest)]) for dest in dests)
+            yield _Piece(service=begun, dests=numbered)
+            begun = None
+
+
+def decode_pieces(lines: Iterable[bytes]) -> Generator[None, None, Arrived]:
+    """What `encode_pieces` wrote, decoded a line at a time. Raises msgspec.DecodeError."""
+    head: Applied | None = None
+    routes: list[Route] = []
+    neighs: list[Neigh] = []
+    services: list[Service] = []
+    dests: list[Dest] = []
+    numbers: dict[DestKey, int] = {}
+    for line in lines:
+        piece = _PIECES.decode(line)
+        head = head or piece.head
+        routes += piece.routes
+        neighs += piece.neighs
+        if piece.service is not None:
+            _close(services, dests)
+            services.append(piece.service)
+        for dest, number in piece.dests:
+            dests.append(dest)
+            numbers[dest_key(services[-1], dest)] = number
+        yield
+    _close(services, dests)
+    if head is None:
+        raise msgspec.DecodeError("a configuration without a head")
+    config = msgspec.structs.replace(
+        head.config, routes=tuple(routes), neighs=tuple(neighs), services=tuple(services)
+    )
+    return Arrived(head.at_ms, config, numbers)
+
+
+def _close(services: list[Service], dests: list[Dest]) -> None:
+    """The service begun last has these dests."""
+    if dests:
+        services[-1] = msgspec.structs.replace(services[-1], dests=tuple(dests))
+        dests.clear()
 
 
 def _write(value: object) -> object:
@@ -77,5 +158,5 @@ def decoder(kind: type[_T]) -> msgspec.json.Decoder[_T]:
 
 # Made before a worker is forked: that takes longer than what they then decode.
 BOOT: Final = decoder(Boot)
-APPLIED: Final = decoder(Applied)
+_PIECES: Final = decoder(_Piece)
 HOOKS: Final = decoder(tuple[Hook, ...])

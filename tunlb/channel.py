@@ -9,10 +9,11 @@ from __future__ import annotations
 import array
 import fcntl
 import json
+import mmap
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 MESSAGE_MAX: Final = 65536  # bytes of JSON; well below the default of net.core.wmem_default
@@ -153,6 +154,16 @@ def put_blob(data: bytes) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def blob_lines(fd: int) -> Iterator[bytes]:
+    """Its lines one after the other, none of them read before it is wanted; ``fd`` stays open and
+    is needed for the first one only.
+    """
+    # Private, because a mapping that could become writable is refused for sealed memory.
+    with mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as memory:
+        while line := memory.readline():
+            yield line
 
 
 def get_blob(fd: int) -> bytes:

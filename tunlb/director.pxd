@@ -1,4 +1,5 @@
 cimport cython
+from tunlb.catalog cimport Catalog
 from tunlb.counters cimport Counters
 from tunlb.ipvs.core cimport Ipvs
 from tunlb.neigh cimport NeighTable
@@ -21,11 +22,10 @@ cdef class Director:
     cdef public IcmpErrors icmp
     cdef public Ingress ingress
     cdef public Ipvs ipvs
-    cdef int _n_ports
-    cdef dict _modes, _protocols, _services, _dests
     cdef public Peers peers
-    cdef object _dest_stats, _ids
-    cdef list _lingering, _announcements
+    cdef Catalog _catalog
+    cdef list _work, _lingering, _announcements
+    cdef tuple _static
     cdef long long _swept
 
     cpdef int receive(self, Packet pkt, long long now) except -1

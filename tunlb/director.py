@@ -2,9 +2,9 @@
 docs/architecture.md).
 
 Four verbs: :meth:`Director.receive` takes a packet that a port loaded, :meth:`Director.tick` lets
-time pass, :meth:`Director.apply` takes a new configuration between two bursts, and ``outbox`` holds
-frames of our own to be written after a burst. ``now`` is milliseconds of a monotonic clock, always
-an argument.
+time pass, :meth:`Director.begin` takes a new configuration, in steps between bursts, and ``outbox``
+holds frames of our own to be written after a burst. ``now`` is milliseconds of a monotonic clock,
+always an argument.
 
 Of several workers each has a director of its own, made from the same configuration. ``peers`` holds
 messages for the others, :meth:`Director.hear` takes theirs. A worker that died is replaced by one
@@ -14,28 +14,26 @@ whose director starts over the same memory and takes its conns back (:meth:`Dire
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import cython
+import msgspec
 
-from tunlb.conf import Config, IPAddress
-from tunlb.conf import Dest as DestConf
-from tunlb.conf import Service as ServiceConf
+from tunlb.catalog import Catalog, DestKey, Draft
+from tunlb.conf import Config, Neigh
 from tunlb.counters import Counters, Event, Gauge
 from tunlb.hook import Hook, Point
 from tunlb.ipvs.conn import ConnTable
 from tunlb.ipvs.core import Defence, Ipvs, IpvsIn
-from tunlb.ipvs.dest import NO_DEST, STATS_SIZE, Dest
 from tunlb.ipvs.laddr import LportPools
 from tunlb.ipvs.life import Life
 from tunlb.ipvs.proto import tcp, udp
-from tunlb.ipvs.sched import find as find_scheduler
-from tunlb.ipvs.service import Service, ServiceTable
+from tunlb.ipvs.service import Service
 from tunlb.ipvs.sharding import Sharding
 from tunlb.ipvs.xmit import find as find_mode
 from tunlb.ipvs.xmit import names as mode_names
 from tunlb.neigh import NeighTable
-from tunlb.netif import ADDRESS, LADDR, VIP, Addresses, Netif
+from tunlb.netif import Addresses, Netif
 from tunlb.outbox import Outbox
 from tunlb.packet import Packet
 from tunlb.peers import Peers
@@ -43,16 +41,15 @@ from tunlb.pipeline.hooks import ErrorHandler
 from tunlb.pipeline.icmp import IcmpErrors
 from tunlb.pipeline.ingress import Ingress
 from tunlb.pipeline.ip import Ip
-from tunlb.route import Route, RouteTable
+from tunlb.route import RouteTable
+from tunlb.wiring import Owned, Wiring, pair
 
 TIMER_BUDGET = (
     4096  #: timers fired per tick, so that a wave of expiries does not hold up the packets
 )
 ANNOUNCE_MS = (0, 1000, 2000)  #: the burst of gratuitous announcements after a start or a takeover
 SWEEP_MS = 10_000
-DEST_IDS = 65536  #: dests of all services, those that still drain included
-
-DestKey = tuple[str, str, int, int, int]  #: service, proto, daddr, dport
+PIECE = 16  #: services freed in one step
 
 
 class Adopted(NamedTuple):
@@ -62,44 +59,7 @@ class Adopted(NamedTuple):
     dropped: int
 
 
-class DestIds:
-    """Gives each dest a number that every worker, and every successor of one, knows it by.
-
-    Whoever runs several directors has one of these for all of them.
-    """
-
-    def __init__(self, taken: Mapping[DestKey, int] | None = None) -> None:
-        self.taken: dict[DestKey, int] = dict(taken or {})
-        used = set(self.taken.values())
-        self._next = max(used, default=-1) + 1
-        self._free = sorted(set(range(self._next)) - used, reverse=True)
-
-    def assign(self, config: Config) -> dict[DestKey, int]:
-        """The numbers of a configuration's dests, those known before as before.
-
-        Raises ValueError when there are not enough left.
-        """
-        keys = [dest_key(service, dest) for service in config.services for dest in service.dests]
-        fresh = [key for key in dict.fromkeys(keys) if key not in self.taken]
-        left = len(self._free) + DEST_IDS - self._next
-        if len(fresh) > left:
-            raise ValueError(
-                f"{len(fresh)} new dests, and only {left} of {DEST_IDS} numbers are left: "
-                "removed dests keep theirs until their conns have ended"
-            )
-        for key in fresh:
-            if self._free:
-                self.taken[key] = self._free.pop()
-            else:
-                self.taken[key] = self._next
-                self._next += 1
-        return {key: self.taken[key] for key in keys}
-
-    def forget(self, key: DestKey) -> None:
-        """No director has this dest any more."""
-        index = self.taken.pop(key, None)
-        if index is not None:
-            self._free.append(index)
+_NO_MORE: Final = object()
 
 
 class Director:
@@ -134,13 +94,10 @@ class Director:
         self.peers = (
             None if sharding is None else Peers(sharding.worker, sharding.workers, counters)
         )
-        self._dest_stats = dest_stats
-        self._ids = DestIds()
         self.netifs = [
             Netif(i, port.name, macs.get(port.name, 0), port.mtu, tun=port.type == "tun")
             for i, port in enumerate(config.ports)
         ]
-        self._n_ports = len(self.netifs)
         addresses = Addresses()
         routes = RouteTable()
         self.neighs = NeighTable(counters, addresses, self.outbox, self.peers, neigh_rows)
@@ -154,11 +111,12 @@ class Director:
         self.ipvs = Ipvs(counters, life, self.neighs, routes, addresses, sharding)
         for hook in (Defence(), IpvsIn(self.ipvs), *hooks):
             self.ip.chain(Point(hook.point)).register(hook)
-        self._modes = {name: find_mode(name).number for name in mode_names()}
-        self._protocols = {protocol.name: protocol for protocol in protocols}
-        self._services: dict[str, Service] = {}
-        self._dests: dict[DestKey, Dest] = {}
-        self._lingering: list[tuple[int, ServiceConf]] = []
+        self._catalog = Catalog(
+            self.ipvs, {protocol.name: protocol for protocol in protocols}, seed, dest_stats
+        )
+        self._work: list[Iterator[None]] = []
+        self._lingering: list[Owned] = []
+        self._static: tuple[Neigh, ...] = ()
         self._announcements: list[int] = []
         self._swept = 0
 
@@ -178,13 +136,16 @@ class Director:
         return verdict
 
     def tick(self, now: cython.longlong) -> None:
-        """Let time pass; call it every 50 to 250 ms. Frames may wait in the outbox afterwards."""
+        """Let time pass; call it every 50 to 250 ms. Frames may wait in the outbox afterwards, and
+        work for :meth:`step`.
+        """
         self.ipvs.timers.advance(now, TIMER_BUDGET)
         self.neighs.advance(now, TIMER_BUDGET)
         if self._announcements and now >= self._announcements[0]:
             self._announcements.pop(0)
             self.neighs.announce()
-        if now - self._swept >= SWEEP_MS:
+        # What is begun may count on what a sweep would forget.
+        if now - self._swept >= SWEEP_MS and not self._work:
             self._swept = now
             self._sweep(now)
         self.counters.set(Gauge.CONNS, self.ipvs.conns.count)
@@ -216,200 +177,118 @@ class Director:
         """
         self._announcements = [now + delay for delay in ANNOUNCE_MS]
 
+    def begin(self, config: Config, now: int, ids: Mapping[DestKey, int] | None = None) -> None:
+        """Start to take a new configuration, which :meth:`step` goes on with. Conns survive; dests
+        that are gone or quiescent drain from ``now`` on.
+
+        ``ids`` are the numbers of its dests (see DestIds), None where nobody else knows them: then
+        raises ValueError when there are not enough left.
+        """
+        numbers = self._catalog.ids.assign(config) if ids is None else ids
+        self._work.append(self._applying(config, now, numbers))
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do for :meth:`step`."""
+        return bool(self._work)
+
+    def step(self) -> bool:
+        """Do a piece of what was begun, between two bursts; whether there is more to do.
+
+        Packets see the old configuration up to some step, and all of the new one from there.
+        """
+        if self._work and next(self._work[0], _NO_MORE) is _NO_MORE:
+            self._work.pop(0)
+        return bool(self._work)
+
     def apply(self, config: Config, now: int, ids: Mapping[DestKey, int] | None = None) -> None:
-        """Take a new configuration. Conns survive; dests that are gone or quiescent drain.
+        """Begin, and take all the steps at once."""
+        self.begin(config, now, ids)
+        while self.step():
+            pass
 
-        ``ids`` are the numbers of its dests (see DestIds), None where nobody else knows them.
-        """
-        staying = {service.name: (service.vaddr, service.laddrs) for service in config.services}
-        for service in self.config.services:
-            # Clients still speak to the VIP, and dests to the laddrs, of what is removed.
-            if staying.get(service.name) != (service.vaddr, service.laddrs):
-                self._lingering.append((now + round(service.drain_s * 1000), service))
+    def _applying(self, config: Config, now: int, ids: Mapping[DestKey, int]) -> Iterator[None]:
+        catalog = self._catalog
+        draft = Draft(now)
+        yield from catalog.draw_up(draft, config, ids)
+        lingering = [*self._lingering, *self._left_behind(draft)]
+        wiring = Wiring(self.netifs)
+        yield from wiring.draw(config, self._owned(draft.services, lingering), self.ip.addresses)
+        # What did not change is the former object: the other one is garbage, and so is the rest of
+        # what ran until now. Freed at once that would take as long as a burst may not wait.
+        garbage = [*config.services, *self.config.services]
+        config = msgspec.structs.replace(config, services=tuple(draft.lines.values()))
+        former = [*catalog.services.values(), *draft.changes]
+        # No piece ends here: from one packet to the next everything is new.
+        self._lingering = lingering
+        self._wire(wiring, config, now)
+        catalog.adopt(draft, config)
         self.config = config
-        self._wire(now)
-        self._apply_services(config, now, self._ids.assign(config) if ids is None else ids)
+        yield
+        yield from catalog.drain(draft)
+        del draft
+        for rest in (former, garbage):
+            while rest:
+                del rest[-PIECE:]
+                yield
 
-    def _wire(self, now: int) -> None:
-        """Interfaces, addresses, routes and static neighbours, made anew from the configuration."""
-        addresses = Addresses()
-        routes = RouteTable()
-        by_name = self._link_vlans()
-        prefixes: list[tuple[int, int, int, Netif]] = []
-        for port in self.config.ports:
-            for name, interfaces in port.subports():
-                netif = by_name[name]
-                for interface in interfaces:
-                    hi, lo = pair(interface.ip)
-                    addresses.add(netif, interface.version, hi, lo, ADDRESS)
-                    length = interface.network.prefixlen + (96 if interface.version == 4 else 0)
-                    routes.add(hi, lo, length, Route(netif))
-                    if interface.version == 4 and length < 127:
-                        routes.add_broadcast(pair(interface.network.broadcast_address)[1])
-                    prefixes.append((length, hi, lo, netif))
-        for line in self.config.routes:
-            hi, lo = pair(line.dst.network_address)
-            length = line.dst.prefixlen + (96 if line.dst.version == 4 else 0)
-            via = None if line.via is None else pair(line.via)
-            routes.add(hi, lo, length, Route(by_name[line.port], via, line.mtu or 0))
-        self._lingering = [(until, service) for until, service in self._lingering if until > now]
-        for service in (*self.config.services, *(service for _, service in self._lingering)):
-            for kind, address in owned(service):
-                hi, lo = pair(address)
-                netif_of = self._owner(prefixes, hi, lo)
-                if netif_of is not None:
-                    addresses.add(netif_of, address.version, hi, lo, kind)
-        if any(not self.ip.addresses.is_local(hi, lo) for _, hi, lo, _ in addresses.items()):
+    def _left_behind(self, draft: Draft) -> Iterator[Owned]:
+        """The addresses of services that are removed or get others."""
+        for name, service in self._catalog.services.items():
+            fresh = draft.services.get(name)
+            if fresh is not service and (
+                fresh is None or fresh.vaddr != service.vaddr or fresh.laddrs != service.laddrs
+            ):
+                yield Owned(service.vaddr, service.laddrs, draft.now + service.drain_ms)
+
+    def _owned(self, services: Mapping[str, Service], lingering: list[Owned]) -> Iterator[Owned]:
+        for service in services.values():
+            yield Owned(service.vaddr, service.laddrs)
+        yield from lingering
+
+    def _wire(self, wiring: Wiring, config: Config, now: int) -> None:
+        """Have packets go by ``wiring``, and by the static neighbours of ``config``."""
+        if wiring.announce:
             self.announce(now)
-        self.ip.addresses = addresses
-        self.ip.routes = routes
-        self.icmp.addresses = addresses
-        self.ipvs.addresses = addresses
-        self.ipvs.routes = routes
-        self.neighs.addresses = addresses
+        self.netifs = wiring.netifs
+        for netif in self.netifs:
+            netif.vlans = wiring.vlans.get(netif.index, {})
+        self.ip.addresses = wiring.addresses
+        self.ip.routes = wiring.routes
+        self.icmp.addresses = wiring.addresses
+        self.ipvs.addresses = wiring.addresses
+        self.ipvs.routes = wiring.routes
+        self.neighs.addresses = wiring.addresses
         self.neighs.netifs = {(netif.queue, netif.vid): netif for netif in self.netifs}
-        self.neighs.forget_static()
-        for static in self.config.neighs:
-            self.neighs.add_static(by_name[static.port], *pair(static.addr), bytes(static.mac))
+        if config.neighs != self._static:
+            self._static = config.neighs
+            self.neighs.forget_static()
+            for static in config.neighs:
+                netif = wiring.by_name[static.port]
+                self.neighs.add_static(netif, *pair(static.addr), bytes(static.mac))
         self.neighs.epoch += 1
-
-    def _link_vlans(self) -> dict[str, Netif]:
-        """VLAN sub-ports come and go with a reload; a port itself stays as it was at the start."""
-        ports = {netif.name: netif for netif in self.netifs[: self._n_ports]}
-        known = {netif.name: netif for netif in self.netifs}
-        for port in self.config.ports:
-            parent = ports.get(port.name)
-            if parent is None:
-                continue
-            parent.vlans = {}
-            for vlan in port.vlans:
-                name = f"{port.name}.{vlan.id}"
-                if name not in known:
-                    known[name] = Netif(
-                        len(self.netifs),
-                        name,
-                        parent.mac,
-                        parent.mtu,
-                        vid=vlan.id,
-                        queue=parent.queue,
-                    )
-                    self.netifs.append(known[name])
-                parent.vlans[vlan.id] = known[name]
-        return known
-
-    def _owner(self, prefixes: list[tuple[int, int, int, Netif]], hi: int, lo: int) -> Netif | None:
-        """The port whose subnet holds an address, by the longest prefix; else a TUN, where it is
-        simply routed.
-        """
-        value = hi << 64 | lo
-        holding = [
-            (length, netif)
-            for length, p_hi, p_lo, netif in prefixes
-            if (value ^ (p_hi << 64 | p_lo)) >> (128 - length) == 0
-        ]
-        if holding:
-            return max(holding, key=lambda found: found[0])[1]
-        return next((netif for netif in self.netifs if netif.tun), None)
-
-    def _apply_services(self, config: Config, now: int, ids: Mapping[DestKey, int]) -> None:
-        table = ServiceTable()
-        services: dict[str, Service] = {}
-        kept: set[DestKey] = set()
-        for line in config.services:
-            service = self._make_service(config, line)
-            services[line.name] = service
-            dests = []
-            for dest_line in line.dests:
-                key = dest_key(line, dest_line)
-                kept.add(key)
-                dest = self._make_dest(key, ids[key], dest_line.daddr.version)
-                self._set_weight(dest, dest_line.weight, service, now)
-                dest.fwdmode = self._modes[dest_line.fwdmode]
-                dest.max_conn = dest_line.max_conn
-                dests.append(dest)
-            service.set_dests(dests)
-            table.add(service)
-        for key, dest in self._dests.items():
-            if key not in kept and dest.available:
-                dest.available = False
-                drain = self._services.get(key[0])
-                dest.drain_until = now + (0 if drain is None else drain.drain_ms)
-        self._services = services
-        self.ipvs.services = table
-
-    def _make_service(self, config: Config, line: ServiceConf) -> Service:
-        """A new Service; it keeps the old one's scheduler and counters where it can."""
-        old = self._services.get(line.name)
-        cls = find_scheduler(line.scheduler)
-        scheduler = (
-            old.scheduler
-            if old is not None
-            and type(old.scheduler) is cls
-            and old.scheduler.table_size == line.mh_table_size
-            else cls(self.seed, line.mh_table_size)
-        )
-        protocol = self._protocols[line.proto]
-        service = Service(
-            line.name,
-            line.vaddr.version,
-            protocol.number,
-            pair(line.vaddr),
-            line.vport.first,
-            line.vport.last,
-            scheduler,
-            protocol.timeouts(config.timeouts_ms(line)),
-            tuple(pair(address) for address in line.laddrs_expanded),
-            round(line.drain_s * 1000),
-        )
-        if old is not None:
-            service.next_laddr = old.next_laddr % max(1, len(service.laddrs))
-        return service
-
-    def _make_dest(self, key: DestKey, index: int, af: int) -> Dest:
-        """The dest with this identity, known or new; a removed one that comes back is available
-        again.
-        """
-        dest = self._dests.get(key)
-        if dest is None:
-            stats = self._dest_stats
-            if stats is not None:
-                stats = stats[index * STATS_SIZE : (index + 1) * STATS_SIZE]
-            dest = Dest(index, af, *key[2:], stats=stats)
-            dests = self.ipvs.dests
-            dests.extend([NO_DEST] * (index + 1 - len(dests)))
-            dests[index] = dest
-            self._dests[key] = dest
-        elif not dest.available:
-            dest.available = True
-            dest.drain_until = -1
-        return dest
-
-    def _set_weight(self, dest: Dest, weight: int, service: Service, now: int) -> None:
-        """Weight 0 makes a dest quiescent: no new conns, and its old ones get ``drain_ms``."""
-        if weight > 0:
-            dest.drain_until = -1
-        elif dest.drain_until < 0:
-            dest.drain_until = now + service.drain_ms
-        dest.weight = weight
 
     def _sweep(self, now: int) -> None:
         """Forget drained dests without conns, empty lport pools, and addresses that only drained
         services needed.
         """
-        for key, dest in list(self._dests.items()):
-            if not dest.available and dest.load() == 0:
-                del self._dests[key]
-                self._ids.forget(key)
-                if self.ipvs.dests[dest.id] is dest:
-                    self.ipvs.dests[dest.id] = NO_DEST
+        self._catalog.sweep()
         self.ipvs.pools.sweep()
-        if any(until <= now for until, _ in self._lingering):
-            self._wire(now)
+        staying = [addresses for addresses in self._lingering if addresses.until > now]
+        if len(staying) < len(self._lingering):
+            self._work.append(self._rewiring(staying, now))
+
+    def _rewiring(self, lingering: list[Owned], now: int) -> Iterator[None]:
+        wiring = Wiring(self.netifs)
+        owned = self._owned(self._catalog.services, lingering)
+        yield from wiring.draw(self.config, owned, self.ip.addresses)
+        self._lingering = lingering
+        self._wire(wiring, self.config, now)
 
     # -- looking in
 
     def services(self) -> Iterator[Service]:
-        return iter(self._services.values())
+        return iter(self._catalog.services.values())
 
     def statistics(self) -> dict[str, int]:
         """Gauges beside the counters: rows, neighbours, pools."""
@@ -419,23 +298,3 @@ class Director:
             "neighs": len(self.neighs),
             "lport_pools": len(self.ipvs.pools),
         }
-
-
-def dest_key(service: ServiceConf, dest: DestConf) -> DestKey:
-    """What tells a dest from all others."""
-    return service.name, service.proto, *pair(dest.daddr), dest.dport or 0
-
-
-def pair(address: IPAddress) -> tuple[int, int]:
-    """An address as (hi, lo); IPv4 as ``::ffff:a.b.c.d``."""
-    value = int(address)
-    if address.version == 4:
-        return 0, 0xFFFF_0000_0000 | value
-    return value >> 64, value & 0xFFFF_FFFF_FFFF_FFFF
-
-
-def owned(service: ServiceConf) -> Iterator[tuple[int, IPAddress]]:
-    """(kind, address) of the VIP and laddrs of a service."""
-    yield VIP, service.vaddr
-    for address in service.laddrs_expanded:
-        yield LADDR, address

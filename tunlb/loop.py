@@ -4,6 +4,8 @@ The director knows no clock and no descriptor; this is where it gets both. Whate
 or may block (netlink, opening a device) is the supervisor's, which is at the other end of the
 channel. When it is gone the worker goes on forwarding: only then SIGTERM ends it.
 
+What takes long (a new configuration) is done in pieces between bursts, see tunlb/pace.py.
+
 A worker is *prepared* first, which takes milliseconds and touches nothing that a predecessor still
 uses, and *goes* when it is told to: it takes over the rows of its table and reads its queues.
 """
@@ -18,11 +20,11 @@ import importlib
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tunlb.boot import APPLIED, BOOT, HOOKS, Boot
-from tunlb.channel import Channel, ChannelClosed, get_blob
+from tunlb.boot import BOOT, HOOKS, Boot, decode_pieces
+from tunlb.channel import Channel, ChannelClosed, blob_lines, get_blob
 from tunlb.conf import Hook as HookConf
 from tunlb.counters import Counters, Event
 from tunlb.director import Director
@@ -32,6 +34,7 @@ from tunlb.ipvs.sharding import Sharding, shard_keys
 from tunlb.log import Logger, LogSettings, make_logger
 from tunlb.mailbox import Mailbox
 from tunlb.netif import Netif
+from tunlb.pace import Pace
 from tunlb.shared import LayoutError, Shared
 from tunlb.tap import Drain, Port, monotonic_ms
 
@@ -85,6 +88,7 @@ class Worker:
     """Runs a director on ports, indexed by ``Netif.queue``.
 
     ``on_lost`` is told of a port whose device is gone for good; :meth:`replace` brings a new queue.
+    ``pace`` runs what the director leaves to do between bursts.
     """
 
     def __init__(
@@ -92,10 +96,12 @@ class Worker:
         director: Director,
         ports: Sequence[Port],
         on_lost: Callable[[Netif], None],
+        pace: Pace,
         mailbox: Mailbox | None = None,
     ) -> None:
         self.director = director
         self.mailbox = mailbox
+        self.pace = pace
         self.drain = Drain(director, ports, self._lost, mailbox)
         self._on_lost = on_lost
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -143,11 +149,18 @@ class Worker:
         assert self._loop is not None
         self.director.tick(monotonic_ms())
         self.drain.flush()
+        # One who is at it already does this as well.
+        if self.director.busy and not self.pace.busy:
+            self.pace.add(self._steps())
         # A write finds a deleted device before any read does when nothing arrives.
         for port in self.drain.ports:
             if port.lost and port.fd >= 0:
                 self._lost(port)
         self._ticker = self._loop.call_later(TICK_S, self._tick)
+
+    def _steps(self) -> Iterator[None]:
+        while self.director.step():
+            yield
 
     def _lost(self, port: Port) -> None:
         assert self._loop is not None
@@ -165,6 +178,7 @@ class WorkerLife:
         self._failure: BaseException | None = None
         self._status = 0
         self._worker: Worker | None = None
+        self._pace = Pace(self._fail)
         self._gone = False
         self._hear: dict[str, Callable[[Message, list[int]], None]] = {
             "try": self._try,
@@ -185,6 +199,7 @@ class WorkerLife:
         loop.add_signal_handler(signal.SIGTERM, self._terminate)
         loop.add_reader(self._channel.fileno(), self._readable)
         await self._ended.wait()
+        self._pace.stop()
         if self._worker is not None:
             self._worker.stop()
         if self._failure is not None:
@@ -199,9 +214,12 @@ class WorkerLife:
         except ChannelClosed:
             self._orphaned()
         except BaseException as error:
-            # Half of a message done is no state to go on in: the successor begins anew.
-            self._failure = error
-            self._ended.set()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        # Half of a message done is no state to go on in: the successor begins anew.
+        self._failure = error
+        self._ended.set()
 
     def _say(self, kind: str, **fields: object) -> None:
         if self._channel is not None:
@@ -292,13 +310,15 @@ class WorkerLife:
         ]
         mailbox = Mailbox(mail_fd, writers, counters) if boot.workers > 1 else None
         self._keep = (shared, mail_fd)
-        return Worker(director, ports, self._lost, mailbox)
+        return Worker(director, ports, self._lost, self._pace, mailbox)
 
     def _go(self, message: Message, fds: list[int]) -> None:
         del fds
         assert self._worker is not None
         self._gone = True
         take_place(message["name"], message["cpu"])
+        # The predecessor's conns may be to dests of the configuration that is being applied.
+        self._pace.finish()
         now = monotonic_ms()
         adopted = self._worker.director.adopt(now)
         # The replayed configurations announced themselves long ago, as far as the director knows.
@@ -307,11 +327,23 @@ class WorkerLife:
         self._say("ready", kept=adopted.kept, dropped=adopted.dropped)
 
     def _config(self, message: Message, fds: list[int]) -> None:
+        self._pace.add(self._applying(fds[0], message["serial"]))
+
+    def _applying(self, fd: int, serial: int) -> Iterator[None]:
         assert self._worker is not None
-        applied = APPLIED.decode(_payload(fds[0]))
-        self._worker.director.apply(applied.config, applied.at_ms, applied.numbers())
-        self._settings.apply(applied.config.tunlb)
-        self._say("applied", serial=message["serial"])
+        director = self._worker.director
+        try:
+            arrived = yield from decode_pieces(blob_lines(fd))
+        finally:
+            os.close(fd)
+        tunlb = arrived.config.tunlb
+        director.begin(arrived.config, arrived.at_ms, arrived.numbers)
+        # The director frees it in pieces, if it is the last to have it.
+        del arrived
+        while director.step():
+            yield
+        self._settings.apply(tunlb)
+        self._say("applied", serial=serial)
 
     def _port(self, message: Message, fds: list[int]) -> None:
         assert self._worker is not None
@@ -323,7 +355,9 @@ class WorkerLife:
         del message, fds
         assert self._worker is not None
         self._worker.director.ipvs.quiescent = True
-        self._worker.director.tick(monotonic_ms())
+        # A spare has no conns to count, and the counters are those of the one that goes.
+        if self._gone:
+            self._worker.director.tick(monotonic_ms())
         self._say("quiesced")
 
     def _stop(self, message: Message, fds: list[int]) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import tunlb
 from tunlb import counters
-from tunlb.director import DEST_IDS
+from tunlb.catalog import DEST_IDS
 from tunlb.ipvs.conn import HEADER_SIZE, ROW_SIZE
 from tunlb.ipvs.dest import STATS_SIZE
 from tunlb.neigh import NEIGH_ROWS_SIZE

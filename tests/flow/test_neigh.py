@@ -25,7 +25,6 @@ from tests.flow.kit import (
     service,
     text,
 )
-from tunlb.director import pair
 from tunlb.hook import Verdict
 from tunlb.neigh import NEIGH_MAX, STATE_NAMES
 from tunlb.testing import flow as testing
@@ -35,6 +34,7 @@ from tunlb.testing.frames import arp as arp_frame
 from tunlb.testing.frames import eth, mac_bytes, nd_na, nd_ns, tcp, udp, vnet
 from tunlb.testing.frames import ip as packet
 from tunlb.testing.parser import Arp, Icmp, parse
+from tunlb.wiring import pair
 
 OTHER_MAC = "02:00:00:00:00:66"
 NONE = "00:00:00:00:00:00"

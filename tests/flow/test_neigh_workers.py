@@ -36,7 +36,6 @@ from tests.flow.test_neigh import (
     state,
     unresolved,
 )
-from tunlb.director import pair
 from tunlb.hook import Verdict
 from tunlb.neigh import NEIGH_ROWS_SIZE, REACHABLE
 from tunlb.neighrows import NeighRows
@@ -47,6 +46,7 @@ from tunlb.testing.frames import Flow, eth, mac_bytes, tcp, vnet
 from tunlb.testing.frames import arp as arp_frame
 from tunlb.testing.frames import ip as packet
 from tunlb.wire.vnet import emit
+from tunlb.wiring import pair
 
 Said = tuple[int, Sent]  #: by which worker, and what left
 

@@ -18,7 +18,6 @@ from tests.flow.kit import (
     text,
 )
 from tests.flow.kit import network as network_lines
-from tunlb.director import pair
 from tunlb.hook import Verdict
 from tunlb.testing.checkers import check, icmp, ip
 from tunlb.testing.flow import Sent
@@ -28,6 +27,7 @@ from tunlb.testing.frames import ip as packet
 from tunlb.testing.frames import tcp as segment
 from tunlb.testing.parser import Ip
 from tunlb.testing.workers import Workers
+from tunlb.wiring import pair
 
 COUNT = 3
 

@@ -16,6 +16,7 @@ from tunlb.channel import (
     Channel,
     ChannelClosed,
     ChannelError,
+    blob_lines,
     close_all,
     get_blob,
     pair,
@@ -219,6 +220,20 @@ def test_a_blob_of_any_size(size: int) -> None:
         assert get_blob(fd) == data
         assert get_blob(fd) == data, "it can be read again"
         assert not os.get_inheritable(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "data", [b"one", b"one\n", b"one\ntwo\n\nfour", b"x" * 10000 + b"\ny"], ids=repr
+)
+def test_the_lines_of_a_blob(data: bytes) -> None:
+    """Who reads them may lag behind who reads the same blob elsewhere."""
+    fd = put_blob(data)
+    try:
+        first, second = blob_lines(fd), blob_lines(fd)
+        assert next(first) == next(second)
+        assert [*second] == [*first] == data.splitlines(keepends=True)[1:]
     finally:
         os.close(fd)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tunlb.director import SWEEP_MS, pair
+from tunlb.director import SWEEP_MS
 from tunlb.hook import Verdict
 from tunlb.ipvs import conn as c
 from tunlb.ipvs.dest import CONNS
@@ -17,6 +17,7 @@ from tunlb.testing import checkers as k
 from tunlb.testing import frames as f
 from tunlb.testing import parser
 from tunlb.testing.flow import Rig, mac_of
+from tunlb.wiring import pair
 
 OUR_MAC = mac_of(0).to_bytes(6, "big")
 DESTS = {f"10.0.0.{n}": f"02:00:00:00:00:{n}" for n in (11, 12)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import signal
 import socket
@@ -11,14 +12,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
-from tunlb.boot import Applied, Boot, encode
-from tunlb.channel import Channel, close_all, pair, put_blob
+from tunlb.boot import Applied, Boot, encode, encode_pieces
+from tunlb.catalog import DestIds
+from tunlb.channel import Channel, ChannelClosed, close_all, pair, put_blob
 from tunlb.conf import Hook as HookLine
 from tunlb.conf import loads
 from tunlb.counters import Counters, Event, Gauge
-from tunlb.director import DestIds
 from tunlb.hook import Hook, Point
 from tunlb.lab import TOPOLOGIES
 from tunlb.log import Logger
@@ -255,7 +257,7 @@ def test_a_configuration_and_the_end_of_new_conns() -> None:
     async def test(rig: Rig, shared: Shared) -> None:
         await rig.said()
         await rig.go()
-        payload = put_blob(encode(fresh.history[0]))
+        payload = put_blob(encode_pieces(fresh.history[0]))
         assert await rig.ask("config", (payload,), serial=2) == {"kind": "applied", "serial": 2}
         os.close(payload)
         reply = await rig.answered(ARP_FOR_US[:-4] + bytes([10, 0, 0, 253]))
@@ -264,6 +266,108 @@ def test_a_configuration_and_the_end_of_new_conns() -> None:
         await stop(rig)
 
     assert live(test) == 0
+
+
+def test_a_spare_leaves_the_counters_alone() -> None:
+    async def test(rig: Rig, shared: Shared) -> None:
+        await rig.said()
+        counters = Counters(shared.counters)
+        counters.set(Gauge.CONNS, 50)
+        assert await rig.ask("quiesce") == {"kind": "quiesced"}
+        assert counters.gauge(Gauge.CONNS) == 50
+        await stop(rig)
+
+    assert live(test) == 0
+
+
+def many(weight: int) -> Boot:
+    """A configuration that takes many turns to apply."""
+    lines = [TEXT]
+    for i in range(300):
+        line = {"kind": "service", "name": f"many-{i}", "proto": "tcp", "vaddr": "10.0.0.100"}
+        lines.append(json.dumps({**line, "vport": 1000 + i, "fwdmode": "nat", "scheduler": "mh"}))
+        lines += [
+            json.dumps({"kind": "dest", "service": f"many-{i}", "daddr": f"10.0.0.{n}", **more})
+            for n, more in ((11, {"weight": weight}), (12, {}))
+        ]
+    return boot("\n".join(lines))
+
+
+def send_config(rig: Rig, what: Boot, serial: int) -> None:
+    payload = put_blob(encode_pieces(what.history[0]))
+    rig.channel.send({"kind": "config", "serial": serial}, (payload,))
+    os.close(payload)
+
+
+def test_it_forwards_while_it_applies() -> None:
+    async def test(rig: Rig, shared: Shared) -> None:
+        await rig.said()
+        await rig.go()
+        send_config(rig, many(2), 2)
+        answered = 0
+        while True:
+            try:
+                said = rig.channel.receive()[0]
+                break
+            except BlockingIOError:
+                await rig.answered(ARP_FOR_US)
+                answered += 1
+        assert said == {"kind": "applied", "serial": 2}
+        assert answered > 10
+        await stop(rig)
+
+    assert live(test) == 0
+
+
+def test_one_configuration_after_the_other() -> None:
+    async def test(rig: Rig, shared: Shared) -> None:
+        await rig.said()
+        await rig.go()
+        for serial, what in enumerate((many(2), many(3), boot())):
+            send_config(rig, what, serial)
+        assert [await rig.said() for _ in range(3)] == [
+            {"kind": "applied", "serial": serial} for serial in range(3)
+        ]
+        await stop(rig)
+
+    assert live(test) == 0
+
+
+def test_it_goes_when_all_is_applied() -> None:
+    """Conns of its predecessor may be to dests that only the new configuration has."""
+
+    async def test(rig: Rig, shared: Shared) -> None:
+        await rig.said()
+        send_config(rig, many(2), 2)
+        assert await rig.go() == {"kind": "applied", "serial": 2}
+        assert (await rig.said())["kind"] == "ready"
+        await stop(rig)
+
+    assert live(test) == 0
+
+
+def test_it_stops_while_it_applies() -> None:
+    async def test(rig: Rig, shared: Shared) -> None:
+        await rig.said()
+        await rig.go()
+        send_config(rig, many(2), 2)
+        await stop(rig)
+        with pytest.raises((BlockingIOError, ChannelClosed)):
+            rig.channel.receive()
+
+    assert live(test) == 0
+
+
+def test_half_of_a_configuration_ends_it() -> None:
+    async def test(rig: Rig, shared: Shared) -> None:
+        await rig.said()
+        payload = put_blob(encode_pieces(boot().history[0])[:-20])
+        rig.channel.send({"kind": "config", "serial": 2}, (payload,))
+        os.close(payload)
+        await asyncio.wait([rig.life])
+
+    with pytest.raises(msgspec.DecodeError):
+        live(test)
 
 
 def test_a_device_that_is_made_anew() -> None:

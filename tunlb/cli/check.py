@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Final
 
-HELP: Final = "check a configuration: print everything that is wrong with it"
+HELP: Final = "check a configuration: print what is wrong with it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,14 +1,15 @@
-"""What the operator is told when a configuration is wrong: every problem at once, one line each."""
+"""What the operator is told when a configuration is wrong: its problems at once, one line each."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 _SHOWN = 60  # characters of a wrong value that a message quotes
+PROBLEMS_SHOWN = 20  #: problems that an operator is told at once: what repeats says nothing new
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -46,7 +47,17 @@ class ConfigError(Exception):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = sorted(problems, key=lambda p: (p.line == 0, p.line))
-        super().__init__("\n".join(map(str, self.problems)))
+        super().__init__("\n".join(self.lines()))
+
+    def lines(self) -> list[str]:
+        """The first PROBLEMS_SHOWN of them as text, and how many more there are."""
+        return first_lines(self.problems)
+
+
+def first_lines(problems: Sequence[object]) -> list[str]:
+    shown = [str(problem) for problem in problems[:PROBLEMS_SHOWN]]
+    more = len(problems) - PROBLEMS_SHOWN
+    return [*shown, f"and {more} more"] if more > 0 else shown
 
 
 class Problems:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import cython
 
 from tunlb.ipvs.dest import Dest
@@ -20,6 +22,14 @@ class Scheduler:
         self.seed = seed
         self.table_size = table_size
         self.dests: list[Dest] = []
+
+    def prepare(self, dests: list[Dest], weights: list[int]) -> Iterator[None]:
+        """Compute in pieces, between packets, what :meth:`update` will need when it gets this very
+        list and its dests have ``weights``. What takes less than some 100 us need not be prepared.
+
+        Until then packets are scheduled as before; it may never come.
+        """
+        return iter(())
 
     def update(self, dests: list[Dest]) -> None:
         """The list of dests, or a weight in it, changed. Keep the place in a rotation where that

@@ -13,10 +13,10 @@ from pyroute2 import IPRoute
 
 from tunlb.conf.schema import Config
 from tunlb.conf.values import IPAddress, IPNetwork
-from tunlb.director import owned
 from tunlb.links.change import SYSCTLS, Change, Journal, Setup, apply
 from tunlb.links.link import Link, require_in
 from tunlb.tap import DeviceError
+from tunlb.wiring import owned
 
 PROTOCOL = 116  #: marks the routes and rules that we made (`ip route show proto 116`); 't'
 TABLE_BASE = 0x74000000

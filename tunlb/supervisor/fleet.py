@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import NamedTuple
 
-from tunlb.boot import Applied, Boot, encode
+from tunlb.boot import Applied, Boot, encode, encode_pieces
 from tunlb.channel import pair, put_blob
 from tunlb.counters import Counters, Gauge
 from tunlb.ipvs.dest import ACTCONNS, INACTCONNS, STATS_SIZE
@@ -321,7 +321,7 @@ class Fleet:
 
     async def configure(self, applied: Applied, serial: int) -> None:
         """Have every worker apply a configuration. One that is down gets it at its boot."""
-        payload = put_blob(encode(applied))
+        payload = put_blob(encode_pieces(applied))
         try:
             answers = [
                 process.ask("config", "applied", [payload], serial=serial)

@@ -12,6 +12,7 @@ from tunlb import links
 from tunlb.channel import close_all
 from tunlb.conf import Config
 from tunlb.conf import Port as PortConf
+from tunlb.conf.errors import first_lines
 from tunlb.log import Logger
 from tunlb.supervisor.errors import StartError
 from tunlb.supervisor.keeping import Keeping
@@ -174,7 +175,7 @@ class Ports:
         if loops and not self.force:
             raise StartError(
                 "refused, because our own packets would come back to us (--force overrides):\n"
-                + "\n".join(f"  {problem}" for problem in loops)
+                + "\n".join(f"  {line}" for line in first_lines(loops))
             )
         self._known_problems = {str(problem) for problem in problems}
 

@@ -35,7 +35,7 @@ class Process:
         self.left = asyncio.Event()  #: it ended, or is no spare any more
         self._channel = channel
         self._heard = heard
-        self._asked: dict[str, asyncio.Future[Message | None]] = {}
+        self._asked: dict[tuple[str, object], asyncio.Future[Message | None]] = {}
         self._loop = asyncio.get_running_loop()
         self._pidfd = -1
         if channel is not None:
@@ -61,12 +61,14 @@ class Process:
     def ask(
         self, kind: str, answer: str, fds: Sequence[int] = (), **fields: object
     ) -> asyncio.Future[Message | None]:
-        """Tell it something: the message of the kind ``answer``, None when it ends before that."""
+        """Tell it something: the message of the kind ``answer`` (and of the same ``serial``, if
+        that is among the fields), None when it ends before that.
+        """
         future: asyncio.Future[Message | None] = self._loop.create_future()
         if self.ended.is_set():
             future.set_result(None)
             return future
-        self._asked[answer] = future
+        self._asked[answer, fields.get("serial")] = future
         self.since = time.monotonic()
         self.tell(kind, fds, **fields)
         return future
@@ -121,7 +123,9 @@ class Process:
             return
         self.prepared |= kind == "prepared"
         self.ready |= kind == "ready"
-        future = self._asked.pop(str(kind), None)
+        serial = message.get("serial")
+        key = (str(kind), serial if isinstance(serial, int) else None)
+        future = self._asked.pop(key, None)
         if future is None:
             self._heard(self, message)
         elif not future.done():  # who asked may have been cancelled

@@ -13,7 +13,6 @@ from tunlb import links
 from tunlb.boot import Boot
 from tunlb.channel import put_blob
 from tunlb.conf import Config, ConfigError, IPAddress, diff, live, load
-from tunlb.director import owned
 from tunlb.ipvs.sharding import shard_keys
 from tunlb.keeper.client import KeeperError
 from tunlb.log import Logger, LogSettings
@@ -30,6 +29,7 @@ from tunlb.supervisor.start import Options, Start
 from tunlb.supervisor.state import write_state
 from tunlb.supervisor.status import StatusSocket
 from tunlb.tap import DeviceError
+from tunlb.wiring import owned
 
 REOPEN_FIRST_S = 0.2
 REOPEN_MAX_S = 30.0
@@ -330,7 +330,7 @@ class Supervisor:
             drain_s = self.ports.keep_routes(state.config, config)
             applied = starting.apply(state, config, self.fleet.slots)
         except ConfigError as error:
-            self._refuse_reload([str(problem) for problem in error.problems])
+            self._refuse_reload(error.lines())
             return
         # Netlink and the file system have errors of many types, and none may end this task: the
         # running configuration goes on and the next SIGHUP is heard.

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tunlb.boot import Applied, encode
+from tunlb.catalog import DestIds
 from tunlb.channel import ChannelError, close_all, get_blob, pair, put_blob
 from tunlb.conf import Config, Diff, diff, live
-from tunlb.director import DestIds
 from tunlb.keeper.client import Busy, Keeper, KeeperError
 from tunlb.log import Logger
 from tunlb.loop import HookError, load_hook

@@ -142,6 +142,8 @@ class Rig:
         while self.now < end:
             self.now = min(end, self.now + step)
             self.director.tick(self.now)
+            while self.director.step():
+                pass
             sent += self.outbox()
         return sent
 

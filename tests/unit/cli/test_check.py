@@ -53,6 +53,21 @@ def test_invalid_prints_every_problem(bad: Path, capsys: pytest.CaptureFixture[s
     assert err.endswith("invalid: 3 problems\n")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "last"), [(20, "20 problems"), (21, "21 problems"), (1000, "1000 problems")]
+)
+def test_of_many_problems_the_first_are_printed(
+    wrong: int, last: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"kind":"servcie"}\n' * wrong)
+    assert main(["check", str(file)]) == 78
+    lines = capsys.readouterr().err.splitlines()
+    more = [] if wrong == 20 else [f"and {wrong - 20} more"]
+    assert [line.split(": ")[0] for line in lines[:20]] == [f"{file}:{n + 1}" for n in range(20)]
+    assert lines[20:] == [*more, f"{file}: invalid: {last}"]
+
+
 def test_the_file_comes_from_the_environment(
     good: Path, bad: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,10 +12,10 @@ from typing import Any, cast
 import pytest
 
 from tunlb.boot import BOOT, Applied, Boot
+from tunlb.catalog import DestIds
 from tunlb.channel import Channel, ChannelClosed, close_all, get_blob
 from tunlb.conf import loads
 from tunlb.counters import Event
-from tunlb.director import DestIds
 from tunlb.keeper import KeeperError
 from tunlb.lab import TOPOLOGIES
 from tunlb.log import Logger
@@ -79,7 +79,7 @@ def good(worker: FakeWorker, kind: str) -> None:
     elif kind == "go":
         worker.say("ready", kept=3, dropped=1)
     elif kind == "config":
-        worker.say("applied")
+        worker.say("applied", serial=worker.heard[-1]["serial"])
     elif kind == "quiesce":
         worker.say("quiesced")
     elif kind == "stop":

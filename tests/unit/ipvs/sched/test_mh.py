@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from tunlb.ipvs.sched.mh import MaglevHash
+from tunlb.packet import Packet
 
 SEED = 0x0123_4567_89AB_CDEF
 
@@ -118,6 +119,56 @@ def test_a_dest_that_comes_back_gets_its_slots_back(make) -> None:
     scheduler.update(dests[1:])
     scheduler.update(dests)
     assert owners(scheduler) == before
+
+
+def test_what_is_prepared_is_what_an_update_builds(make) -> None:
+    """In pieces, with weights that the dests do not have yet, and packets meet the old table."""
+    dests = make(1, 1, 1)
+    scheduler = MaglevHash(SEED)
+    scheduler.update(dests)
+    before = owners(scheduler)
+    fresh = list(dests)
+    pieces = len(list(scheduler.prepare(fresh, [4, 0, 2])))
+    assert pieces > 3
+    assert owners(scheduler) == before
+    for dest, weight in zip(dests, (4, 0, 2), strict=True):
+        dest.weight = weight
+    scheduler.update(fresh)
+    other = MaglevHash(SEED)
+    other.update(list(dests))
+    assert owners(scheduler) == owners(other) != before
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_the_same_dests_keep_the_table(prepared: bool, make) -> None:
+    dests = make(1, 2, 0)
+    scheduler = MaglevHash(SEED, 4093)
+    scheduler.update(dests)
+    table = scheduler.table
+    again = dests[::-1]
+    if prepared:
+        assert list(scheduler.prepare(again, [0, 2, 1])) == []
+    scheduler.update(again)
+    assert scheduler.table is table
+
+
+def test_what_was_prepared_for_others_is_not_used(make) -> None:
+    one, other = make(1, 1, 1), make(1, 5, 1)
+    scheduler, plain = MaglevHash(SEED, 4093), MaglevHash(SEED, 4093)
+    list(scheduler.prepare(one, [1, 1, 1]))
+    scheduler.update(other)
+    plain.update(other)
+    assert owners(scheduler) == owners(plain)
+
+
+def test_none_has_a_weight_and_then_one_has(make) -> None:
+    dests = make(0, 0)
+    scheduler = MaglevHash(SEED, 251)
+    scheduler.update(dests)
+    assert scheduler.schedule(Packet(), 0) is None
+    dests[1].weight = 1
+    scheduler.update(dests)
+    assert set(owners(scheduler)) == {1}
 
 
 def test_clients_of_an_invalid_dest_spread_over_the_others(make, picks, clients) -> None:

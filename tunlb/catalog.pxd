@@ -1,0 +1,22 @@
+from tunlb.ipvs.core cimport Ipvs
+from tunlb.ipvs.dest cimport Dest
+from tunlb.ipvs.service cimport Service, ServiceTable
+
+cdef class Change:
+    cdef public Service service
+    cdef public Service old
+    cdef public list dests, settings
+
+cdef class Draft:
+    cdef public long long now
+    cdef public ServiceTable table
+    cdef public dict lines, services
+    cdef public list changes, late, gone
+
+cdef class Catalog:
+    cdef public dict services, lines, dests
+    cdef public object ids
+    cdef Ipvs _ipvs
+    cdef dict _protocols, _modes, _draining
+    cdef unsigned long long _seed
+    cdef object _dest_stats, _timeouts
