@@ -30,6 +30,7 @@ cdef class NeighTable(Wheel):
     cdef list _free
     cdef NeighEntry _nobody
 
+    @cython.locals(key=tuple, entry=NeighEntry)
     cpdef int resolve(self, Netif netif, unsigned long long hi, unsigned long long lo, long long now) except -1
     cpdef int output(self, Packet pkt, long long now) except -1
     cdef int _queue(self, NeighEntry entry, Packet pkt, long long now) except -1

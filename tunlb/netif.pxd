@@ -1,3 +1,6 @@
+cimport cython
+
+@cython.final
 cdef class Netif:
     cdef public int index
     cdef public str name
@@ -9,6 +12,7 @@ cdef class Netif:
     cdef public int queue
     cdef public dict vlans
 
+@cython.final
 cdef class Addresses:
     cdef dict _owner
     cdef dict _primary

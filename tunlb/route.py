@@ -63,7 +63,8 @@ class RouteTable:
             else:
                 high = 0 if length == 0 else hi & (_MASK64 << (64 - length)) & _MASK64
                 low = 0
-            found = self._by_length[length].get((high, low))
+            prefixes = self._by_length[length]
+            found = prefixes.get((high, low))
             if found is not None:
                 return found
         return None

@@ -96,6 +96,8 @@ _ERR_NET = cython.declare(cython.int, ERR_NET_UNREACHABLE)
 _ERR_MTU = cython.declare(cython.int, ERR_TOO_BIG)
 _IN_PACKETS = cython.declare(cython.int, Event.IPVS_IN_PACKETS)
 _IN_BYTES = cython.declare(cython.int, Event.IPVS_IN_BYTES)
+_CONN_NEW = cython.declare(cython.int, Event.CONN_NEW)
+_CONN_REUSED = cython.declare(cython.int, Event.CONN_REUSED)
 _DEST_CONNS = cython.declare(cython.int, CONNS)
 _DEST_IN_PACKETS = cython.declare(cython.int, IN_PACKETS)
 _DEST_OUT_PACKETS = cython.declare(cython.int, OUT_PACKETS)
@@ -182,7 +184,7 @@ class Ipvs:
         direction: cython.int = entry & 1
         if direction == _INBOUND and protocol.reopens(pkt, conns.b[row * 128 + _B_STATE]):
             self.life.end(row)
-            self.counters.add(Event.CONN_REUSED, 1)
+            self.counters.add(_CONN_REUSED, 1)
             return self._schedule(pkt, protocol, now)
         dest: Dest = self.dests[conns.d[row * 32 + _D_DEST]]
         if dest.drain_until >= 0 and now > dest.drain_until:
@@ -403,7 +405,7 @@ class Ipvs:
             self.life.end(row)
             return _DROP
         dest.v[_DEST_CONNS] += 1
-        self.counters.add(Event.CONN_NEW, 1)
+        self.counters.add(_CONN_NEW, 1)
         self._track(pkt, protocol, row, _INBOUND, dest, now)
         self.timers.schedule(row, now, self.conns.d[row * 32 + _D_TIMEOUT])
         return self._send(pkt, row, _INBOUND, dest)

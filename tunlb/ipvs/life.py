@@ -48,6 +48,7 @@ _MODE_FLAGS = cython.declare(cython.int, ONEWAY | NO_REWRITE)
 _CONN_TABLE_FULL = cython.declare(cython.int, DropReason.CONN_TABLE_FULL)
 _LPORT_EXHAUSTED = cython.declare(cython.int, DropReason.LPORT_EXHAUSTED)
 _CONN_EXISTS = cython.declare(cython.int, DropReason.CONN_EXISTS)
+_CONN_EXPIRED = cython.declare(cython.int, Event.CONN_EXPIRED)
 _ACTCONNS = cython.declare(cython.int, ACTCONNS)
 _INACTCONNS = cython.declare(cython.int, INACTCONNS)
 _MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
@@ -201,7 +202,7 @@ class Life:
         if left > 0 and not (dest.drain_until >= 0 and now > dest.drain_until):
             return left
         self.end(row)
-        self.counters.add(Event.CONN_EXPIRED, 1)
+        self.counters.add(_CONN_EXPIRED, 1)
         return 0
 
     def evict(self, now: cython.longlong) -> cython.bint:
