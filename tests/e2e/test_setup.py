@@ -23,6 +23,7 @@ from tests.e2e.kit import eventually, in_child
 from tunlb.cli import main
 from tunlb.conf import Config, loads
 from tunlb.device import open_device
+from tunlb.lab.topology import NO_BRIDGE_NETFILTER
 from tunlb.links import (
     change,
     check_loops,
@@ -122,6 +123,9 @@ def place(privileged: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
         sh(f"ip netns add {name}")
         try:
             setns(f"/run/netns/{name}")
+            for path, value in NO_BRIDGE_NETFILTER:
+                if Path("/proc/sys", path).exists():
+                    Path("/proc/sys", path).write_text(value)
             world()
             yield Place(directory, NOBODY if mapped(NOBODY) else 0)
         finally:

@@ -23,6 +23,7 @@ from tunlb.links import (
     service_addresses,
     tun_addresses,
 )
+from tunlb.links import link as link_room
 from tunlb.links.record import MadeDevice, Record, RecordError, Store, locked, record_path
 from tunlb.links.tun import TABLE_BASE, tun_table
 
@@ -46,6 +47,38 @@ def test_each_tun_has_a_table_that_nobody_else_uses() -> None:
     tables = {tun_table(name) for name in ("lb0", "lb1", "tun0")}
     assert len(tables) == 3
     assert all(TABLE_BASE <= table < TABLE_BASE + (1 << 24) for table in tables)
+
+
+# ---- what a bridge costs
+
+
+@pytest.mark.parametrize(
+    ("switches", "bridge", "told"),
+    [
+        pytest.param({"iptables": "1", "ip6tables": "1"}, "br0", True, id="both"),
+        pytest.param({"iptables": "0", "ip6tables": "1"}, "br0", True, id="one"),
+        pytest.param({"iptables": "0", "ip6tables": "0"}, "br0", False, id="off"),
+        pytest.param({}, "br0", False, id="not loaded"),
+        pytest.param({"iptables": "1", "ip6tables": "1"}, None, False, id="no bridge"),
+    ],
+)
+def test_iptables_on_a_bridge_are_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    switches: dict[str, str],
+    bridge: str | None,
+    told: bool,
+) -> None:
+    (tmp_path / "bridge").mkdir()
+    for tables, value in switches.items():
+        (tmp_path / "bridge" / f"bridge-nf-call-{tables}").write_text(f"{value}\n")
+    monkeypatch.setattr(link_room, "SYSCTLS", tmp_path)
+    member = "" if bridge is None else f',"bridge":"{bridge}"'
+    (port,) = loads(f'{{"kind":"port","name":"lb0"{member}}}').ports
+    text = "\n".join(link_room.filtered(port))
+    wanted = "sysctl -w net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0"
+    assert (wanted in text) == told
+    assert bool(text) == told
 
 
 # ---- what is routed into a TUN

@@ -12,7 +12,7 @@ from pyroute2 import IPRoute
 
 from tunlb.conf.schema import Port
 from tunlb.conf.values import IPInterface
-from tunlb.links.change import Change, Journal, Setup, apply
+from tunlb.links.change import SYSCTLS, Change, Journal, Setup, apply
 from tunlb.tap import DeviceError
 
 IFF_UP = 1
@@ -126,7 +126,24 @@ def configure_port(port: Port, journal: Journal | None = None) -> Setup:
             *_link_changes(ipr, link, port),
             *_missing_addresses(ipr, link, port.host_addresses),
         ]
-        return apply(ipr, port.name, changes, journal)
+        setup = apply(ipr, port.name, changes, journal)
+    return setup._replace(warnings=(*setup.warnings, *filtered(port)))
+
+
+def filtered(port: Port) -> Iterator[str]:
+    """Where br_netfilter is loaded (by Docker, for one) frames on every bridge pass iptables unless
+    its switches say no. Theirs is the whole machine, so we only tell.
+    """
+    switches = [f"bridge/bridge-nf-call-{tables}" for tables in ("iptables", "ip6tables")]
+    paths = [SYSCTLS / switch for switch in switches]
+    if port.bridge is not None and any(
+        path.exists() and path.read_text().strip() == "1" for path in paths
+    ):
+        command = " ".join(f"net.{switch.replace('/', '.')}=0" for switch in switches)
+        yield (
+            f"{port.name}: frames on {port.bridge} pass iptables, which takes up to half of the "
+            f"speed; better, unless a firewall here counts on that: sysctl -w {command}"
+        )
 
 
 def _link_changes(ipr: IPRoute, link: Link, port: Port) -> Iterator[Change]:
