@@ -152,9 +152,14 @@ class Worker:
         # One who is at it already does this as well.
         if self.director.busy and not self.pace.busy:
             self.pace.add(self._steps())
-        # A write finds a deleted device before any read does when nothing arrives.
         for port in self.drain.ports:
-            if port.lost and port.fd >= 0:
+            if port.fd < 0:
+                continue
+            # A reader is told once that its device was deleted, and a read at that very moment may
+            # find it only empty (see tunlb/tap.py).
+            if not port.lost:
+                self.drain.run(port, monotonic_ms(), 1)
+            if port.lost:
                 self._lost(port)
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 

@@ -15,14 +15,16 @@ one queue or several, all the same):
 | link set up again                        | EPOLLIN with frames  | frames         | works  |
 | moved to another network namespace       | nothing              | EAGAIN         | EIO    |
 | and set up there                         | EPOLLIN with frames  | frames         | works  |
-| deleted, or its network namespace is     | EPOLLERR, no EPOLLIN | EBADFD at once | EBADFD |
+| deleted, or its network namespace is     | EPOLLERR, no EPOLLIN | EBADFD         | EBADFD |
 
 So a link that goes down or moves needs nothing from us: the descriptor comes back to life by itself
 (the move takes away the device's addresses, routes and bridge, which whoever moved it has to give
 it again). A deleted device never comes back: :attr:`Port.lost` is set, and the caller closes the
 port and opens the device anew. uvloop (libuv) reports EPOLLERR to a reader exactly once and then
 stops polling, so a reader that returns without looking at ``lost`` would be a silent stop;
-asyncio's own loop would call it for ever.
+asyncio's own loop would call it for ever. And once is too early at times: the kernel wakes the
+reader just before it takes the device away (tun_detach_all), so that this one read may still say
+EAGAIN. Somebody has to read again a little later: the worker does so ten times a second.
 """
 
 from __future__ import annotations

@@ -24,11 +24,14 @@ from tunlb.counters import Counters, Event, Gauge
 from tunlb.hook import Hook, Point
 from tunlb.lab import TOPOLOGIES
 from tunlb.log import Logger
-from tunlb.loop import EXIT_UNPREPARED, HookError, HookErrors, WorkerLife, load_hook
+from tunlb.loop import EXIT_UNPREPARED, HookError, HookErrors, Worker, WorkerLife, load_hook
 from tunlb.mailbox import open_mailbox
+from tunlb.netif import Netif
 from tunlb.outbox import PLAIN_VNET
+from tunlb.pace import Pace
 from tunlb.shared import Shared
-from tunlb.tap import monotonic_ms
+from tunlb.tap import Port, monotonic_ms
+from tunlb.testing.flow import Rig as FlowRig
 
 TEXT = TOPOLOGIES["one-arm"].config_text
 MAC = 0x02AABBCCDDEE
@@ -381,6 +384,31 @@ def test_a_device_that_is_made_anew() -> None:
             await stop(rig)
 
     assert live(test) == 0
+
+
+def test_a_device_is_missed_without_being_told() -> None:
+    """A pipe's writing end stands for it: no event ever comes, and a read fails."""
+
+    async def main() -> list[Netif]:
+        director = FlowRig(TEXT).director
+        lost: list[Netif] = []
+        reading, writing = os.pipe2(os.O_NONBLOCK)
+        worker = Worker(
+            director,
+            [Port(director.netifs[0], writing, director.counters)],
+            lost.append,
+            Pace(lambda error: None),
+        )
+        worker.start()
+        async with asyncio.timeout(20):
+            while not lost:
+                await asyncio.sleep(0.001)
+        worker.stop()
+        os.close(reading)
+        assert director.netifs[0] is lost[0]
+        return lost
+
+    assert len(asyncio.run(main())) == 1
 
 
 def test_half_of_a_message_ends_it() -> None:
