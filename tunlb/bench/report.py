@@ -102,20 +102,14 @@ def _load_table(rows: Sequence[Row], marks: Marks) -> Table:
     scale, metric = rows[0].scale, rows[0].title
     unit = " ".join(filter(None, (metric, scale.unit)))
     lower = ", lower is better" if scale.better == "lower" else ""
-    made = Table(
+    made = _table(
+        Text.assemble((scale.name, "bold"), f"  {scale.title}{lower}"),
         Column("subject", min_width=15, no_wrap=True),
         Column(unit, justify="right", min_width=8, no_wrap=True),
         Column("min-max", justify="right", min_width=15, no_wrap=True),
         Column(f"x {LIMIT}", min_width=19, no_wrap=True),
         *(Column(f"x {name}", min_width=7, no_wrap=True) for name in COLUMNS),
         Column("CPU ns/pkt", justify="right", no_wrap=True),
-        title=Text.assemble((scale.name, "bold"), f"  {scale.title}{lower}"),
-        title_justify="left",
-        title_style="",
-        caption=" ",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
     )
     for row in rows:
         cells = [_ratio(row, name, marks) for name in (LIMIT, *COLUMNS)]
@@ -123,6 +117,20 @@ def _load_table(rows: Sequence[Row], marks: Marks) -> Table:
         name = Text(row.subject, "bold" if row.subject in JUDGED else "")
         made.add_row(name, row.shown(row.figure.median), row.extent, *cells, cpu)
     return made
+
+
+def _table(title: Text, *columns: Column) -> Table:
+    """Empty, in the style that all tables of the report have."""
+    return Table(
+        *columns,
+        title=title,
+        title_justify="left",
+        title_style="",
+        caption=" ",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
 
 
 def _ratio(row: Row, against: str, marks: Marks) -> Text:
@@ -150,16 +158,10 @@ def _percentiles(rows: Sequence[Row]) -> Table:
     for title in titles:
         columns.append(Column(f"{title} {scale.unit}", justify="right", min_width=10))
         columns.append(Column(f"x {LIMIT}", min_width=18, no_wrap=True))
-    made = Table(
+    made = _table(
+        Text.assemble((scale.name, "bold"), "  percentiles"),
         Column("subject", min_width=15, no_wrap=True),
         *columns,
-        title=Text.assemble((scale.name, "bold"), "  percentiles"),
-        title_justify="left",
-        title_style="",
-        caption=" ",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
     )
     found = {(row.subject, row.title): row for row in rows}
     for subject in dict.fromkeys(row.subject for row in rows):
@@ -175,18 +177,12 @@ def _percentiles(rows: Sequence[Row]) -> Table:
 
 def goals(verdicts: Sequence[Verdict]) -> Table:
     """Those that were measured."""
-    made = Table(
+    made = _table(
+        Text("Goals", "bold"),
         Column("subject", min_width=8),
         Column("goal", min_width=28, no_wrap=True),
         Column("measured", min_width=18, no_wrap=True),
         Column("", overflow="fold"),
-        title=Text("Goals", "bold"),
-        title_justify="left",
-        title_style="",
-        caption=" ",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
     )
     styles = {True: "green", False: "red", None: ""}
     for verdict in verdicts:
