@@ -114,12 +114,12 @@ def push(pkt: Packet, prefix: bytes) -> None:
     type.
     """
     length: cython.int = len(prefix)
-    base: cython.int = _L3_OFFSET - 2 - length
+    base: cython.int = pkt.l3 - 2 - length
     if cython.compiled:
         memcpy(pkt.p + base, cython.cast(cython.p_char, prefix), length)
     else:
         pkt.mem[base : base + length] = prefix
-    pkt.put16(_L3_OFFSET - 2, pkt.ether_type)
+    pkt.put16(pkt.l3 - 2, pkt.ether_type)
     pkt.start = base
 
 

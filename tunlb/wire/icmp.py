@@ -64,10 +64,17 @@ _ICMPV6 = cython.declare(cython.int, 58)
 def parse(pkt: Packet) -> cython.int:
     """Check that a header is there and note its type; 0 or L4_HEADER. The checksum is verified by
     who reads on.
+
+    An echo's identifier takes the place of the port of who sent the request; the other one is 0.
     """
     if pkt.end - pkt.l4 < 8:
         return _L4_HEADER
-    pkt.icmp_type = pkt.p[pkt.l4]
+    kind: cython.int = pkt.p[pkt.l4]
+    pkt.icmp_type = kind
+    if kind == (8 if pkt.af == _V4 else 128):
+        pkt.sport = pkt.be16(pkt.l4 + 4)
+    elif kind == (0 if pkt.af == _V4 else 129):
+        pkt.dport = pkt.be16(pkt.l4 + 4)
     return 0
 
 
@@ -88,6 +95,14 @@ def is_error(pkt: Packet) -> cython.bint:
     if pkt.af == _V4:
         return kind == 3 or kind == 4 or kind == 11 or kind == 12
     return kind < 128
+
+
+def is_echo(pkt: Packet) -> cython.bint:
+    """A request or a reply."""
+    kind: cython.int = pkt.icmp_type
+    if pkt.af == _V4:
+        return kind == 0 or kind == 8
+    return kind == 128 or kind == 129
 
 
 def seal(pkt: Packet) -> None:

@@ -8,5 +8,6 @@ cdef void _set16(Packet pkt, Py_ssize_t offset, int value) noexcept
 @cython.locals(p=Bytes)
 cpdef int parse(Packet pkt) noexcept
 cpdef int check(Packet pkt) noexcept
+cpdef void trust(Packet pkt) noexcept
 @cython.locals(p=Bytes)
 cpdef void emit(Packet pkt) noexcept

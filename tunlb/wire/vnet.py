@@ -99,6 +99,15 @@ def check(pkt: Packet) -> cython.int:
     return 0
 
 
+def trust(pkt: Packet) -> None:
+    """Make a frame that nobody parsed ready for :func:`emit`: of a GSO frame it needs to know where
+    the transport header is, which is where its checksum starts.
+    """
+    if pkt.gso_type != 0 and pkt.l4 == 0:
+        pkt.l4 = pkt.csum_start
+        pkt.proto = _UDP if pkt.gso_type & ~_GSO_ECN == _GSO_UDP_L4 else _TCP
+
+
 def emit(pkt: Packet) -> None:
     """Write the header before the frame, from the Packet's fields.
 

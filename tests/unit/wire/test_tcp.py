@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 
 from tunlb.counters import DropReason
+from tunlb.packet import Packet
 from tunlb.testing import frames as f
 from tunlb.wire import ipv4, ipv6, tcp
+from tunlb.wiring import pair
 
 ENDS = {4: ("10.0.0.1", "10.0.0.100"), 6: ("fd00::1", "fd00::100")}
 
@@ -53,3 +57,22 @@ def test_flags(letters, bits, load) -> None:
     assert tcp.parse(pkt) == 0
     assert pkt.tcp_flags == bits
     assert pkt.dport == 65535
+
+
+@pytest.mark.parametrize("af", [4, 6])
+@pytest.mark.parametrize("payload", [b"", b"odd", b"even"], ids=len)
+def test_a_built_segment_is_what_the_builder_of_the_tests_makes(af: int, payload: bytes) -> None:
+    saddr, daddr = ENDS[af]
+    options = bytes.fromhex("020405b4")
+    pkt = Packet()
+    pkt.af = af
+    pkt.saddr_hi, pkt.saddr = pair(ip_address(saddr))
+    pkt.daddr_hi, pkt.daddr = pair(ip_address(daddr))
+    pkt.sport, pkt.dport = 80, 40000
+    tcp.build(pkt, 0xFFFFFFF0, 7, tcp.SYN | tcp.ACK, 1234, len(options), len(payload))
+    pkt.mem[pkt.l4 + 20 : pkt.end] = options + payload
+    tcp.seal(pkt)
+    pkt.start = pkt.l3
+    expected = f.tcp(80, 40000, payload, flags="SA", seq=0xFFFFFFF0, ack=7, window=1234, mss=1460)
+    fields = {"df": True, "ident": 0} if af == 4 else {}
+    assert pkt.frame() == f.ip(saddr, daddr, expected, ttl=64, **fields)
