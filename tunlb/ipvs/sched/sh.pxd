@@ -3,6 +3,7 @@ from tunlb.ipvs.dest cimport Dest
 from tunlb.ipvs.scheduler cimport Scheduler
 from tunlb.packet cimport Packet
 
+cpdef unsigned long long address_hash(unsigned long long seed, unsigned long long hi, unsigned long long lo, unsigned int offset) noexcept
 cpdef unsigned long long source_hash(unsigned long long seed, Packet pkt, unsigned int offset) noexcept
 
 cdef class SourceHash(Scheduler):

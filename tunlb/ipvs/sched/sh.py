@@ -28,19 +28,25 @@ _MIX1 = cython.declare(cython.ulonglong, 0xFF51_AFD7_ED55_8CCD)
 _MIX2 = cython.declare(cython.ulonglong, 0xC4CE_B9FE_1A85_EC53)
 
 
-def source_hash(seed: cython.ulonglong, pkt: Packet, offset: cython.uint) -> cython.ulonglong:
-    """64 bits of the source address, keyed by ``seed``; another ``offset`` is another hash."""
+def address_hash(
+    seed: cython.ulonglong, hi: cython.ulonglong, lo: cython.ulonglong, offset: cython.uint
+) -> cython.ulonglong:
+    """64 bits of an address, keyed by ``seed``; another ``offset`` is another hash."""
     step: cython.ulonglong = offset
     h: cython.ulonglong = (seed + step * _STEP) & _MASK64
-    h = ((h ^ pkt.saddr_hi) * _MIX1) & _MASK64
+    h = ((h ^ hi) * _MIX1) & _MASK64
     h ^= h >> 32
     # The key comes in again here, or what it does to the high half could be undone in the low half.
-    h = ((h ^ pkt.saddr ^ seed) * _MIX2) & _MASK64
+    h = ((h ^ lo ^ seed) * _MIX2) & _MASK64
     h ^= h >> 33
     h = (h * _MIX1) & _MASK64
     h ^= h >> 33
     h = (h * _MIX2) & _MASK64
     return h ^ (h >> 33)
+
+
+def source_hash(seed: cython.ulonglong, pkt: Packet, offset: cython.uint) -> cython.ulonglong:
+    return address_hash(seed, pkt.saddr_hi, pkt.saddr, offset)
 
 
 class SourceHash(Scheduler):

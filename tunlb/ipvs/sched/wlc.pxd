@@ -3,6 +3,8 @@ from tunlb.ipvs.dest cimport Dest
 from tunlb.ipvs.scheduler cimport Scheduler
 from tunlb.packet cimport Packet
 
+@cython.locals(dest=Dest, found=Dest)
+cpdef Dest least(list[Dest] dests)
+
 cdef class WeightedLeastConn(Scheduler):
-    @cython.locals(dest=Dest, least=Dest)
     cpdef Dest schedule(self, Packet pkt, long long now)

@@ -13,6 +13,7 @@ from tunlb.wire.ipv4 import MAPPED
 
 Make = Callable[..., list[Dest]]
 Picks = Callable[..., list[int]]
+PicksFor = Callable[..., list[int]]
 
 
 @pytest.fixture
@@ -41,6 +42,24 @@ def picks() -> Picks:
         for client in clients or [MAPPED] * count:
             pkt.saddr_hi, pkt.saddr = high, client
             dest = scheduler.schedule(pkt, 0)
+            found.append(-1 if dest is None else dest.id)
+        return found
+
+    return pick
+
+
+@pytest.fixture
+def picks_for() -> PicksFor:
+    """The ids that a scheduler picks, -1 for none, for destination addresses (low halves) at
+    ``now``.
+    """
+
+    def pick(scheduler: Scheduler, wanted: Iterable[int], now: int = 0, high: int = 0) -> list[int]:
+        pkt = Packet()
+        found = []
+        for address in wanted:
+            pkt.daddr_hi, pkt.daddr = high, address
+            dest = scheduler.schedule(pkt, now)
             found.append(-1 if dest is None else dest.id)
         return found
 
