@@ -9,28 +9,23 @@ from __future__ import annotations
 from tunlb.conf.diff import Change, Diff, diff, live
 from tunlb.conf.errors import ConfigError, Problem
 from tunlb.conf.load import DEFAULT_PATH, control_path, find, load, loads
+from tunlb.conf.protection import ACL_MAX, TC_MAX, Acl, Tc
 from tunlb.conf.schema import (
     DEST_MAX,
-    FWDMODES,
     HOOK_POINTS,
     KINDS,
-    PROFILES,
-    PROTOS,
     RESTART_KEYS,
-    SCHEDULERS,
     WORKERS_MAX,
     Config,
-    Dest,
     Hook,
     Neigh,
-    Overrides,
     Port,
     Route,
-    Service,
-    Timeouts,
     Tunlb,
     Vlan,
 )
+from tunlb.conf.service import FWDMODES, PROTOS, Dest, Service
+from tunlb.conf.timeouts import PROFILES, Overrides, Timeouts
 from tunlb.conf.values import (
     AddressRange,
     IPAddress,
@@ -42,6 +37,7 @@ from tunlb.conf.values import (
 )
 
 __all__ = [
+    "ACL_MAX",
     "DEFAULT_PATH",
     "DEST_MAX",
     "FWDMODES",
@@ -50,8 +46,9 @@ __all__ = [
     "PROFILES",
     "PROTOS",
     "RESTART_KEYS",
-    "SCHEDULERS",
+    "TC_MAX",
     "WORKERS_MAX",
+    "Acl",
     "AddressRange",
     "Change",
     "Config",
@@ -70,6 +67,7 @@ __all__ = [
     "Problem",
     "Route",
     "Service",
+    "Tc",
     "Timeouts",
     "Tunlb",
     "User",

@@ -6,19 +6,29 @@ from collections.abc import Iterator
 
 from msgspec import UNSET
 
+from tunlb.conf import client_ip, host, policy, shape, synproxy
 from tunlb.conf.errors import Problems, did_you_mean, shown
 from tunlb.conf.lookup import Spans, overlaps
 from tunlb.conf.net import Network
 from tunlb.conf.parsed import Parsed
-from tunlb.conf.schema import DEST_MAX, DestLine, ServiceLine
+from tunlb.conf.schema import DEST_MAX, Port
+from tunlb.conf.service import DestLine, ServiceLine, version_of, vport_of
 from tunlb.conf.values import LADDRS_MAX, AddressRange, IPAddress, special_of
+from tunlb.ipvs.sched import STATELESS
+
+TRANSLATED = ("tcp", "udp", "sctp")  #: what NAT64 takes from one family to the other
 
 
 def check(problems: Problems, parsed: Parsed, network: Network) -> None:
     """Adds what is wrong between services, dests and `network`."""
-    services = parsed.numbered(ServiceLine)
+    host.check_ports(problems, parsed.numbered(Port))
+    services = shape.check(problems, parsed, network)
     _vports(problems, services)
-    vips = {service.vaddr: _named(line, service) for line, service in services}
+    vips = {
+        service.vaddr: _named(line, service)
+        for line, service in services
+        if service.vaddr is not None
+    }
     taken = Spans(_taken(network, vips))
     whole_ports = parsed.whole("port")
     for line, service in services:
@@ -26,12 +36,16 @@ def check(problems: Problems, parsed: Parsed, network: Network) -> None:
         if whole_ports:
             _covered(problems, network, line, service)
         _laddrs(problems, taken, line, service)
+        synproxy.check(problems, line, service)
+        _fallback(problems, line, service)
     laddrs = Spans(
         (span, f"local address of {_named(line, service)}")
         for line, service in services
         for span in service.laddrs
     )
-    _Dests(problems, parsed, network, vips, laddrs).check()
+    _Dests(problems, parsed, network, vips, laddrs, services).check()
+    client_ip.check(problems, parsed)
+    policy.check(problems, parsed)
 
 
 def _named(line: int, service: ServiceLine) -> str:
@@ -42,13 +56,16 @@ def _vports(problems: Problems, services: list[tuple[int, ServiceLine]]) -> None
     """Two services may share an address only on different ports; any-port is what is left over."""
     groups: dict[tuple[object, ...], list[tuple[int, ServiceLine]]] = {}
     for line, service in services:
-        key = service.proto, service.vaddr, service.vport.is_any
-        groups.setdefault(key, []).append((line, service))
+        if service.vaddr is not None:
+            key = service.proto, service.vaddr, vport_of(service).is_any
+            groups.setdefault(key, []).append((line, service))
     for group in groups.values():
-        for earlier, later in overlaps([service.vport for _, service in group]):
+        for earlier, later in overlaps([vport_of(service) for _, service in group]):
             (first, kept), (line, service) = group[earlier], group[later]
-            at = f"{service.proto} {service.vaddr} port {service.vport}"
-            if kept.vport == service.vport:
+            at = f"{service.proto} {service.vaddr} port {vport_of(service)}"
+            if service.vport is None:
+                message = f"{service.proto} {service.vaddr} is already {_named(first, kept)}"
+            elif kept.vport == service.vport:
                 message = f"{at} is already {_named(first, kept)}"
             else:
                 message = f"{at} overlaps {_named(first, kept)}, port {kept.vport}"
@@ -62,8 +79,8 @@ def _taken(network: Network, vips: dict[IPAddress, str]) -> Iterator[tuple[Addre
 
 
 def _vip(problems: Problems, network: Network, line: int, service: ServiceLine) -> None:
-    taken = network.host.get(service.vaddr)
-    if taken:
+    taken = network.host.get(service.vaddr) if service.vaddr is not None else None
+    if taken and not any(service.vaddr in found for found in network.hosts.values()):
         message = f"{service.vaddr} is the {taken}"
         problems.add(line, "$.vaddr", message, hint="the kernel would answer for it as well")
 
@@ -72,35 +89,48 @@ def _laddrs(problems: Problems, taken: Spans[str], line: int, service: ServiceLi
     if service.fwdmode == "fnat" and not service.laddrs:
         hint = 'fnat needs local addresses, e.g. "laddrs": ["10.0.0.200"], or set "fwdmode"'
         problems.add(line, "$.laddrs", "missing", hint=hint)
-    same: list[int] = []  # positions of those of the right family
     for index, span in enumerate(service.laddrs):
         path = f"$.laddrs[{index}]"
-        if span[0].version != service.vaddr.version:
-            message = f"{span} is IPv{span[0].version}, the dests of this service are not"
-            hint = f"the vaddr is IPv{service.vaddr.version}; NAT64 is not supported yet"
-            problems.add(line, path, message, hint=hint)
-            continue
-        same.append(index)
         conflict = taken.touching(span)
         if conflict:
             problems.add(line, path, conflict, hint="a local address is used for nothing else")
-    spans = [service.laddrs[index] for index in same]
-    for earlier, later in overlaps([(int(span[0]), int(span[1])) for span in spans]):
+    spans = service.laddrs
+    for earlier, later in overlaps([_as_v6(span) for span in spans]):
         message = f"{spans[later]} is already in this list, in {shown(str(spans[earlier]))}"
-        problems.add(line, f"$.laddrs[{same[later]}]", message, hint="give each address once")
+        problems.add(line, f"$.laddrs[{later}]", message, hint="give each address once")
     total = sum(span.size for span in spans)
     if total > LADDRS_MAX:
         message = f"{total} local addresses, more than {LADDRS_MAX}"
         problems.add(line, "$.laddrs", message, hint="one gives 64511 connections to each dest")
 
 
+def _fallback(problems: Problems, line: int, service: ServiceLine) -> None:
+    """What a director must know of a conn that it never saw: the dest, and nothing else."""
+    if not service.fallback:
+        return
+    if service.scheduler not in STATELESS:
+        message = f"needs a scheduler that any director answers alike, not {service.scheduler}"
+        problems.add(line, "$.fallback", message, hint=f"use one of {', '.join(STATELESS)}")
+    if service.proto != "tcp":
+        message = f"{service.proto} needs none: each of its packets may begin a conn"
+        problems.add(line, "$.fallback", message, hint="leave it out")
+    if service.fwdmode == "fnat":
+        message = "fnat cannot go on with a conn that it does not know: its lport is lost"
+        problems.add(line, "$.fallback", message, hint="use nat, dr or tunnel, or a snapshot")
+
+
+def _as_v6(span: AddressRange) -> tuple[int, int]:
+    """Numbers that tell the families apart: IPv4 as ::ffff:a.b.c.d."""
+    base = 0xFFFF_0000_0000 if span[0].version == 4 else 0
+    return base + int(span[0]), base + int(span[1])
+
+
 def _covered(problems: Problems, network: Network, line: int, service: ServiceLine) -> None:
     """The VIP and the laddrs have an owner: the port whose subnet holds them, or a tun's kernel."""
-    _owned(problems, network, line, "$.vaddr", service.vaddr)
+    if service.vaddr is not None:
+        _owned(problems, network, line, "$.vaddr", service.vaddr)
     for index, span in enumerate(service.laddrs):
         path = f"$.laddrs[{index}]"
-        if span[0].version != service.vaddr.version:
-            continue
         subnet = network.subnets.find(span[0])
         if subnet is not None and span[1] in subnet[0]:
             # Inside one subnet, only the ends can be no host's.
@@ -136,13 +166,14 @@ class _Dests:
         network: Network,
         vips: dict[IPAddress, str],
         laddrs: Spans[str],
+        services: list[tuple[int, ServiceLine]],
     ) -> None:
         self.problems = problems
         self.parsed = parsed
         self.network = network
         self.vips = vips
         self.laddrs = laddrs
-        self.services = {service.name: service for service in parsed.of(ServiceLine)}
+        self.services = {service.name: service for _, service in services}
         self.reach = parsed.whole("port", "route")
 
     def check(self) -> None:
@@ -154,17 +185,22 @@ class _Dests:
         first: dict[tuple[object, ...], int] = {}
         for line, dest in lines:
             service = self.services.get(dest.service)
-            single = service.vport.single if service is not None else None
+            single = vport_of(service).single if service is not None else None
             dport = single if dest.dport is None else dest.dport
             before = first.setdefault((dest.service, dest.daddr, dport), line)
             if before != line:
                 message = f"this dest of service {shown(dest.service)} is already on line {before}"
                 self.problems.add(line, "$.daddr", message, hint="keep one, and set its weight")
             if service is not None:
-                self._of_service(line, dest, service)
+                if shape.check_dest(self.problems, line, dest, service):
+                    self._of_service(line, dest, service)
             else:
                 self._dangling(line, dest)
-            self._place(line, dest)
+            if service is None or self._fwdmode(dest, service) != "local":
+                self._place(line, dest)
+
+    def _fwdmode(self, dest: DestLine, service: ServiceLine) -> str:
+        return service.fwdmode if dest.fwdmode is UNSET else dest.fwdmode
 
     def _dangling(self, line: int, dest: DestLine) -> None:
         known = self.parsed.declares("service", dest.service)
@@ -175,23 +211,47 @@ class _Dests:
 
     def _of_service(self, line: int, dest: DestLine, service: ServiceLine) -> None:
         add = self.problems.add
-        if dest.daddr.version != service.vaddr.version:
-            message = (
-                f"{dest.daddr} is IPv{dest.daddr.version},"
-                f" the vaddr of service {shown(service.name)} is IPv{service.vaddr.version}"
-            )
-            add(line, "$.daddr", message, hint="NAT64 is not supported yet: use one family")
-        fwdmode = service.fwdmode if dest.fwdmode is UNSET else dest.fwdmode
+        fwdmode = self._fwdmode(dest, service)
+        if fwdmode == "fnat" and service.fwdmode != "fnat" and service.fallback:
+            message = f"fnat, but service {shown(service.name)} has a fallback"
+            add(line, "$.fwdmode", message, hint="an lport of another director is lost: use nat")
+        self._family(line, dest, service, fwdmode)
         # Where the service's own fwdmode is fnat, its line has the problem.
         if fwdmode == "fnat" and service.fwdmode != "fnat" and not service.laddrs:
             message = f"fnat, but service {shown(service.name)} has no laddrs"
             add(line, "$.fwdmode", message, hint='add "laddrs" to the service')
+        synproxy.check_dest(self.problems, line, dest, service)
         if fwdmode == "dr":
             self._dr(line, dest, service)
+        if fwdmode == "local" and self.reach:
+            host.check_dest(self.problems, self.network, line, dest, service)
+
+    def _family(self, line: int, dest: DestLine, service: ServiceLine, fwdmode: str) -> None:
+        """Full NAT alone crosses families (NAT64), and speaks to a dest in the dest's own."""
+        version = dest.daddr.version
+        name = shown(service.name)
+        crossed = version != version_of(service)
+        if crossed and fwdmode == "tunnel":
+            return
+        if crossed and (fwdmode != "fnat" or service.proto not in TRANSLATED):
+            whose = "vaddr" if service.match is None else "match"
+            message = (
+                f"{dest.daddr} is IPv{version},"
+                f" the {whose} of service {name} is IPv{version_of(service)}"
+            )
+            hint = f"only fnat translates between the families, and {', '.join(TRANSLATED)}"
+            self.problems.add(line, "$.daddr", message, hint=hint)
+            return
+        spoken_to = {span[0].version for span in service.laddrs}
+        if fwdmode == "fnat" and spoken_to and version not in spoken_to:
+            message = f"{dest.daddr} is IPv{version}, and service {name} has no such laddrs"
+            hint = f'add an IPv{version} address to its "laddrs"'
+            self.problems.add(line, "$.daddr", message, hint=hint)
 
     def _dr(self, line: int, dest: DestLine, service: ServiceLine) -> None:
-        if dest.dport is not None and dest.dport != service.vport.single:
-            message = f"{dest.dport} is not the vport ({service.vport}), and dr cannot map ports"
+        if dest.dport is not None and dest.dport != vport_of(service).single:
+            vport = vport_of(service)
+            message = f"{dest.dport} is not the vport ({vport}), and dr cannot map ports"
             hint = "dr rewrites only the Ethernet header: leave dport out, or use nat or fnat"
             self.problems.add(line, "$.dport", message, hint=hint)
         found = self.network.hops.find(dest.daddr)

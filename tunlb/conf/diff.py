@@ -8,7 +8,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from tunlb.conf.schema import RESTART_KEYS, Config, Dest, Neigh, Port, Route, Service
+from tunlb.conf.protection import Acl, Tc
+from tunlb.conf.schema import RESTART_KEYS, Config, Neigh, Port, Route
+from tunlb.conf.service import Dest, Service
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
@@ -28,7 +30,8 @@ class Diff(msgspec.Struct, kw_only=True, frozen=True):
     """The difference, live and restart parts alike: what is in `restart_keys` is not to be applied.
 
     Identities: a port and a service are their name, a route its dst, a neigh its port and addr, a
-    dest its service, daddr and dport. `services.changed` leaves dests aside; `dests` holds those of
+    dest its service, daddr and dport, an acl all of it, a tc its port and service.
+    `services.changed` leaves dests aside; `dests` holds those of
     services that are on both sides, since an added or removed service carries its own.
     """
 
@@ -37,17 +40,29 @@ class Diff(msgspec.Struct, kw_only=True, frozen=True):
     neighs: Change[Neigh]
     services: Change[Service]
     dests: Change[Dest]
+    acls: Change[Acl]
+    tcs: Change[Tc]
+    match_order: bool  # services with a match are asked in another order
     timeouts: bool  # the global timeouts differ
     tunlb_keys: tuple[str, ...]  # live keys of the tunlb line that differ, e.g. ("log_level",)
     restart_keys: tuple[str, ...]  # e.g. "tunlb.conn_max", "port[lb0].mtu", "port[lb1]", "hook"
 
     def __bool__(self) -> bool:
-        parts = (self.ports, self.routes, self.neighs, self.services, self.dests)
-        return any(map(bool, parts)) or bool(self.timeouts or self.tunlb_keys or self.restart_keys)
+        parts = (
+            self.ports,
+            self.routes,
+            self.neighs,
+            self.services,
+            self.dests,
+            self.acls,
+            self.tcs,
+        )
+        flags = (self.match_order, self.timeouts, self.tunlb_keys, self.restart_keys)
+        return any(map(bool, (*parts, *flags)))
 
 
 def diff(old: Config, new: Config) -> Diff:
-    """What turns `old` into `new`: a file's order is no difference, except of hooks."""
+    """What turns `old` into `new`: a file's order is no difference, except of hooks and matches."""
     ports = _change(old.ports, new.ports, lambda port: port.name)
     old_services = {service.name: service for service in old.services}
     dests = [
@@ -70,6 +85,9 @@ def diff(old: Config, new: Config) -> Diff:
             removed=tuple(dest for change in dests for dest in change.removed),
             changed=tuple(pair for change in dests for pair in change.changed),
         ),
+        acls=_change(old.acls, new.acls, lambda acl: (acl.service, acl.action, acl.src)),
+        tcs=_change(old.tcs, new.tcs, lambda tc: (tc.port, tc.service)),
+        match_order=_match_names(old, new) != _match_names(new, old),
         timeouts=old.timeouts != new.timeouts,
         tunlb_keys=tuple(key for key in tunlb if f"tunlb.{key}" not in RESTART_KEYS),
         restart_keys=tuple(restart),
@@ -94,6 +112,7 @@ def live(old: Config, new: Config) -> Config:
         routes=tuple(route for route in new.routes if route.port in names),
         neighs=tuple(neigh for neigh in new.neighs if neigh.port in names),
         hooks=old.hooks,
+        tcs=tuple(tc for tc in new.tcs if tc.port in names),
     )
 
 
@@ -122,6 +141,12 @@ def _change(
             if name in before and not same(before[name], item)
         ),
     )
+
+
+def _match_names(config: Config, other: Config) -> list[str]:
+    """The services with a match, in order, that the other one has as well."""
+    known = {service.name for service in other.services if service.match is not None}
+    return [s.name for s in config.services if s.match is not None and s.name in known]
 
 
 def _same_service(old: Service, new: Service) -> bool:

@@ -10,26 +10,23 @@ from typing import Any, Final, NoReturn, TypeVar
 import msgspec
 from msgspec import UNSET
 
-from tunlb.conf import balance, net
+from tunlb.conf import balance, net, protected, shape, tunnel
 from tunlb.conf.errors import ConfigError, Problem, Problems, did_you_mean, one_of, shown
 from tunlb.conf.fields import explain, key_path
 from tunlb.conf.parsed import Parsed
+from tunlb.conf.protection import Acl, Tc
 from tunlb.conf.schema import (
     KINDS,
     LATER,
-    LATER_KINDS,
     Config,
-    Dest,
-    DestLine,
     Hook,
     Neigh,
     Port,
     Route,
-    Service,
-    ServiceLine,
-    Timeouts,
     Tunlb,
 )
+from tunlb.conf.service import Dest, DestLine, Service, ServiceLine, vport_of
+from tunlb.conf.timeouts import Timeouts
 from tunlb.conf.values import parse
 
 DEFAULT_PATH: Final = "/etc/tunlb/tunlb.jsonl"
@@ -77,7 +74,10 @@ def _load(data: bytes, name: str) -> Config:
             _line(problems, parsed, number, raw)
         else:
             parsed.unreadable = True
-    balance.check(problems, parsed, net.check(problems, parsed))
+    network = net.check(problems, parsed)
+    balance.check(problems, parsed, network)
+    tunnel.check(problems, parsed, network)
+    protected.check(problems, parsed, network)
     if problems.found:
         raise ConfigError(problems.found)
     return _assemble(parsed, name)
@@ -151,7 +151,7 @@ def _line(problems: Problems, parsed: Parsed, number: int, raw: dict[str, Any]) 
     struct = KINDS.get(kind) if isinstance(kind, str) else None
     if struct is None or not isinstance(kind, str):
         _wrong_kind(problems, number, raw)
-        parsed.unreadable = parsed.unreadable or kind not in LATER_KINDS
+        parsed.unreadable = True
         return
     planned = _planned(problems, number, kind, raw)
     try:
@@ -178,8 +178,6 @@ def _planned(problems: Problems, number: int, kind: str, raw: dict[str, Any]) ->
 def _wrong_kind(problems: Problems, number: int, raw: dict[str, Any]) -> None:
     if "kind" not in raw:
         message, hint = "missing", ""
-    elif raw["kind"] in LATER_KINDS:
-        message, hint = f"{shown(raw['kind'])} is not supported in this release", ""
     else:
         message, hint = f"{shown(raw['kind'])} is not a kind", did_you_mean(raw["kind"], KINDS)
     problems.add(number, "$.kind", message, expected=one_of(KINDS), hint=hint)
@@ -198,22 +196,19 @@ def _assemble(parsed: Parsed, name: str) -> Config:
         services=tuple(_service(line, dests.get(line.name, [])) for line in parsed.of(ServiceLine)),
         timeouts=next(iter(parsed.of(Timeouts)), Timeouts()),
         hooks=tuple(parsed.of(Hook)),
+        acls=tuple(parsed.of(Acl)),
+        tcs=tuple(parsed.of(Tc)),
     )
 
 
 def _service(line: ServiceLine, dests: list[DestLine]) -> Service:
+    same = {key: getattr(line, key) for key in Service.__struct_fields__ if key != "dests"}
+    same["scheduler"] = str(line.scheduler)
+    same["vport"] = vport_of(line)
     return Service(
-        name=line.name,
-        proto=line.proto,
-        vaddr=line.vaddr,
-        vport=line.vport,
-        fwdmode=line.fwdmode,
-        scheduler=line.scheduler,
-        mh_table_size=line.mh_table_size,
-        laddrs=line.laddrs,
-        timeouts=line.timeouts,
-        drain_s=line.drain_s,
-        dests=tuple(
+        **same,
+        dests=shape.implied(line)
+        + tuple(
             Dest(
                 service=dest.service,
                 daddr=dest.daddr,
@@ -221,6 +216,8 @@ def _service(line: ServiceLine, dests: list[DestLine]) -> Service:
                 weight=dest.weight,
                 fwdmode=line.fwdmode if dest.fwdmode is UNSET else dest.fwdmode,
                 max_conn=dest.max_conn,
+                tunnel=line.tunnel if dest.tunnel is UNSET else dest.tunnel,
+                min_conn=dest.min_conn,
             )
             for dest in dests
         ),

@@ -9,7 +9,7 @@ import msgspec
 from tunlb.conf.errors import Problems, did_you_mean, shown
 from tunlb.conf.lookup import Prefixes
 from tunlb.conf.parsed import Parsed
-from tunlb.conf.schema import Neigh, Port, Route
+from tunlb.conf.schema import KINDS, Neigh, Port, Route
 from tunlb.conf.values import IPAddress, IPInterface
 
 IPV6_MTU_MIN: Final = 1280  # RFC 8200 section 5
@@ -32,6 +32,8 @@ class Network:
         self.host: dict[IPAddress, str] = {}
         self.types: dict[str, str] = {}  # every port and VLAN that a line may name -> tap or tun
         self.links: dict[str, Prefixes[str]] = {}  # what is on link, by port
+        self.backups: dict[str, str] = {}  # the port that each is a backup of
+        self.hosts: dict[str, dict[IPAddress, str]] = {}  # what hosts beside ports have, by port
 
     @property
     def has_tun(self) -> bool:
@@ -47,6 +49,7 @@ def check(problems: Problems, parsed: Parsed) -> Network:
         problems.add(
             0, "", "there is no port line", hint='add {"kind": "port", "name": "lb0", ...}'
         )
+    _backups(problems, parsed)
     for line, route in parsed.numbered(Route):
         if _known_port(problems, parsed, network, line, route.port):
             link = network.links[route.port]
@@ -57,7 +60,37 @@ def check(problems: Problems, parsed: Parsed) -> Network:
     return network
 
 
-_EVERY_KIND: Final = ("tunlb", "port", "route", "neigh", "service", "dest", "timeouts", "hook")
+_EVERY_KIND: Final = tuple(KINDS)
+
+
+def _backups(problems: Problems, parsed: Parsed) -> None:
+    """A backup is nothing but another device of its port."""
+    ports = {port.name: port for port in parsed.of(Port)}
+    for line, port in parsed.numbered(Port):
+        if port.backup_of is None:
+            continue
+        of = ports.get(port.backup_of)
+        if of is None:
+            if parsed.whole("port"):
+                message = f"no port is named {shown(port.backup_of)}"
+                hint = did_you_mean(port.backup_of, list(ports))
+                problems.add(line, "$.backup_of", message, hint=hint)
+            continue
+        if of.backup_of is not None or of is port:
+            message = f"{shown(of.name)} is a backup itself"
+            problems.add(line, "$.backup_of", message, hint="name the port that has the addresses")
+        for each in (port, of):
+            if each.type == "tun":
+                message = f"{shown(each.name)} is a tun, which no network is behind"
+                problems.add(line, "$.backup_of", message, hint="bond tap ports")
+        for key in ("addresses", "vlans", "host", "host_addresses", "host_mirror", "mac"):
+            if getattr(port, key):
+                message = f"a backup has those of {shown(of.name)}"
+                problems.add(line, f"$.{key}", message, hint=f"remove {key}")
+        for key in ("mtu", "offload"):
+            if getattr(port, key) != getattr(of, key):
+                message = f"differs from {shown(of.name)}, whose packets it takes over"
+                problems.add(line, f"$.{key}", message, hint="give both the same")
 
 
 def _port(problems: Problems, network: Network, line: int, port: Port) -> None:
@@ -79,6 +112,9 @@ def _port(problems: Problems, network: Network, line: int, port: Port) -> None:
             message = f"its name {shown(f'{port.name}.{vlan.id}')} is already a port's"
             problems.add(line, path, message, hint="rename that port")
         ids.add(vlan.id)
+    if port.backup_of is not None:
+        network.backups[port.name] = port.backup_of
+        return
     for index, (name, addresses) in enumerate(port.subports()):
         path = "$.addresses" if not index else f"$.vlans[{index - 1}].addresses"
         if not index and name in network.types and "." in name:
@@ -92,6 +128,9 @@ def _port(problems: Problems, network: Network, line: int, port: Port) -> None:
         path = f"$.host_addresses[{index}]"
         _take(problems, network, line, path, address.ip)
         network.host[address.ip] = f"host address of port {shown(port.name)} (line {line})"
+    if port.host is not None:
+        interfaces = (*port.addresses, *port.host_addresses)
+        network.hosts[port.name] = {each.ip: port.host for each in interfaces}
 
 
 def _named_like_vlan(problems: Problems, line: int, name: str) -> None:
@@ -128,7 +167,10 @@ def _known_port(problems: Problems, parsed: Parsed, network: Network, line: int,
     """Whether a line's `port` can be looked up; a name that no line declares is a problem."""
     if name in network.types:
         return True
-    if parsed.whole("port"):
+    if name in network.backups:
+        message = f"{shown(name)} is the backup of another port"
+        problems.add(line, "$.port", message, hint=f"name {shown(network.backups[name])}")
+    elif parsed.whole("port"):
         names = list(network.types)
         hint = did_you_mean(name, names) or f"the ports are {', '.join(names) or 'none'}"
         problems.add(line, "$.port", f"no port is named {shown(name)}", hint=hint)

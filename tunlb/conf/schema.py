@@ -13,113 +13,33 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
+from tunlb.conf.base import DeviceMtu, IfName, Keys, Name, PortName
+from tunlb.conf.protection import Acl, Tc
+from tunlb.conf.service import DestLine, Service, ServiceLine
+from tunlb.conf.timeouts import PROFILES, Timeouts
 from tunlb.conf.values import (
-    AddressRange,
     Endpoint,
+    HookCall,
     IPAddress,
     IPInterface,
     IPNetwork,
     Mac,
-    PortRange,
-    TableSize,
     User,
 )
 
-Proto: TypeAlias = Literal["tcp", "udp"]
-FwdMode: TypeAlias = Literal["fnat", "nat", "dr"]
-Scheduler: TypeAlias = Literal["rr", "wrr", "lc", "wlc", "sh", "mh"]
 HookPoint: TypeAlias = Literal["pre_routing", "local_in", "forward", "local_out", "post_routing"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error", "critical"]
 
-PROTOS: Final[tuple[str, ...]] = get_args(Proto)
-FWDMODES: Final[tuple[str, ...]] = get_args(FwdMode)
-SCHEDULERS: Final[tuple[str, ...]] = get_args(Scheduler)
 HOOK_POINTS: Final[tuple[str, ...]] = get_args(HookPoint)
 
-TIMEOUT_MAX_S: Final = 2678400  # 31 days, the longest that ipvsadm takes
 WORKERS_MAX: Final = 64  # worker processes
 DEST_MAX: Final = 65535  # dests of all services together
 
-# Seconds in each state, without the configuration's `_s`. Sources: IPVS' and DPVS' state tables.
-# IPVS has one UDP state, which both of ours stand for.
-PROFILES: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType(
-    {
-        "ipvs": MappingProxyType(
-            {
-                "tcp_none": 2,
-                "tcp_established": 900,
-                "tcp_syn_sent": 120,
-                "tcp_syn_recv": 60,
-                "tcp_fin_wait": 120,
-                "tcp_time_wait": 120,
-                "tcp_close": 10,
-                "tcp_close_wait": 60,
-                "tcp_last_ack": 30,
-                "tcp_listen": 120,
-                "tcp_synack": 120,
-                "tcp_last": 2,
-                "udp_none": 2,
-                "udp_oneway": 300,
-                "udp_normal": 300,
-                "udp_last": 2,
-            }
-        ),
-        "dpvs": MappingProxyType(
-            {
-                "tcp_none": 2,
-                "tcp_established": 90,
-                "tcp_syn_sent": 3,
-                "tcp_syn_recv": 30,
-                "tcp_fin_wait": 7,
-                "tcp_time_wait": 7,
-                "tcp_close": 3,
-                "tcp_close_wait": 7,
-                "tcp_last_ack": 7,
-                "tcp_listen": 120,
-                "tcp_synack": 30,
-                "tcp_last": 2,
-                "udp_none": 2,
-                "udp_oneway": 300,
-                "udp_normal": 300,
-                "udp_last": 2,
-            }
-        ),
-    }
-)
 
-IfName: TypeAlias = Annotated[
-    str,
-    Meta(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}\Z",
-        description="an interface name: 1-15 letters, digits or _ . -",
-    ),
-]
-PortName: TypeAlias = Annotated[
-    str,
-    Meta(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,19}\Z",
-        description='the name of a port, or "<port>.<id>" for one of its VLANs',
-    ),
-]
-Name: TypeAlias = Annotated[
-    str,
-    Meta(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}\Z",
-        description="a name: 1-64 letters, digits or _ . : -",
-    ),
-]
-Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=TIMEOUT_MAX_S)]
-DeviceMtu: TypeAlias = Annotated[int, Meta(ge=68, le=65521)]
-
-
-class _Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An object that takes no keys but its own."""
-
-
-class Tunlb(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="tunlb"):
-    """The director as a whole. `seed` None = drawn at start; `metrics` None = off.
+class Tunlb(Keys, kw_only=True, frozen=True, tag_field="kind", tag="tunlb"):
+    """The director as a whole. `seed` None = drawn at start; `metrics`, `snapshot` None = off.
 
     `workers` is what was written, so that a file means the same on every machine: `worker_count`
     makes a number of it.
@@ -141,7 +61,14 @@ class Tunlb(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="tunlb"):
         | None
     ) = None
     stop_grace_s: Annotated[float, Meta(ge=0, le=86400)] = 0
+    snapshot: Annotated[str, Meta(min_length=1, max_length=4095, description="a path")] | None = (
+        None
+    )
+    snapshot_s: Annotated[float, Meta(ge=0, le=86400)] = 0
     force: bool = False
+    fragments: Literal["track", "drop"] = "track"
+    defence_tcp: bool = False
+    defence_udp: bool = True
 
     def worker_count(self, cores: int) -> int:
         """The number of workers, where this process may use `cores` (sched_getaffinity(2)).
@@ -151,15 +78,17 @@ class Tunlb(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="tunlb"):
         return max(1, min(cores, WORKERS_MAX)) if self.workers == "auto" else self.workers
 
 
-class Vlan(_Keys, kw_only=True, frozen=True):
+class Vlan(Keys, kw_only=True, frozen=True):
     """A VLAN of a tap port: a port of its own to routes and neighbours, named `<port>.<id>`."""
 
     id: Annotated[int, Meta(ge=1, le=4094)]
     addresses: tuple[IPInterface, ...] = ()
 
 
-class Port(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="port"):
-    """A TAP or TUN device. `mac` None = derived."""
+class Port(Keys, kw_only=True, frozen=True, tag_field="kind", tag="port"):
+    """A TAP or TUN device. None: `mac` derived; `backup_of` a port of its own; `host` no
+    pass-through.
+    """
 
     name: IfName
     type: Literal["tap", "tun"] = "tap"
@@ -167,10 +96,13 @@ class Port(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="port"):
     mtu: DeviceMtu = 1500
     addresses: tuple[IPInterface, ...] = ()
     bridge: IfName | None = None
+    host: IfName | None = None
     host_addresses: tuple[IPInterface, ...] = ()
+    host_mirror: bool = False
     offload: bool = True
     txqueuelen: Annotated[int, Meta(ge=1, le=1000000)] = 4096
     vlans: tuple[Vlan, ...] = ()
+    backup_of: IfName | None = None
 
     def subports(self) -> tuple[tuple[str, tuple[IPInterface, ...]], ...]:
         """(name, addresses) of the port itself and of each of its VLANs."""
@@ -178,7 +110,7 @@ class Port(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="port"):
         return own + tuple((f"{self.name}.{vlan.id}", vlan.addresses) for vlan in self.vlans)
 
 
-class Route(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="route"):
+class Route(Keys, kw_only=True, frozen=True, tag_field="kind", tag="route"):
     """A static route. `via` None = the destination is on link; `mtu` None = the port's."""
 
     port: PortName
@@ -187,7 +119,7 @@ class Route(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="route"):
     mtu: DeviceMtu | None = None
 
 
-class Neigh(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="neigh"):
+class Neigh(Keys, kw_only=True, frozen=True, tag_field="kind", tag="neigh"):
     """A static neighbour: never asked for, never expired."""
 
     port: PortName
@@ -195,117 +127,12 @@ class Neigh(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="neigh"):
     mac: Mac
 
 
-class Overrides(_Keys, kw_only=True, frozen=True):
-    """Seconds in a state, where they differ from the profile's. None = not overridden."""
-
-    tcp_none_s: Seconds | None = None
-    tcp_established_s: Seconds | None = None
-    tcp_syn_sent_s: Seconds | None = None
-    tcp_syn_recv_s: Seconds | None = None
-    tcp_fin_wait_s: Seconds | None = None
-    tcp_time_wait_s: Seconds | None = None
-    tcp_close_s: Seconds | None = None
-    tcp_close_wait_s: Seconds | None = None
-    tcp_last_ack_s: Seconds | None = None
-    tcp_listen_s: Seconds | None = None
-    tcp_synack_s: Seconds | None = None
-    tcp_last_s: Seconds | None = None
-    udp_none_s: Seconds | None = None
-    udp_oneway_s: Seconds | None = None
-    udp_normal_s: Seconds | None = None
-    udp_last_s: Seconds | None = None
-
-    def given(self) -> dict[str, float]:
-        """The overridden states (without `_s`) and their seconds."""
-        fields = ((name, getattr(self, f"{name}_s")) for name in PROFILES["ipvs"])
-        return {name: seconds for name, seconds in fields if seconds is not None}
-
-
-class Timeouts(Overrides, kw_only=True, frozen=True, tag_field="kind", tag="timeouts"):
-    """Every service's timeouts."""
-
-    profile: Literal["ipvs", "dpvs"] = "ipvs"
-
-
-class ServiceLine(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="service"):
-    """A service as written."""
-
-    name: Name
-    proto: Proto
-    vaddr: IPAddress
-    vport: PortRange
-    fwdmode: FwdMode = "fnat"
-    scheduler: Scheduler = "wlc"
-    mh_table_size: TableSize = TableSize(65537)
-    laddrs: tuple[AddressRange, ...] = ()
-    persistence_s: Annotated[float, Meta(ge=0, le=TIMEOUT_MAX_S)] = 0
-    persistence_mask: str | None = None
-    timeouts: Overrides = Overrides()
-    drain_s: Annotated[float, Meta(ge=0, le=TIMEOUT_MAX_S)] = 300
-    check: Any = None
-    synproxy: bool = False
-    client_ip: Literal["none"] = "none"
-
-
-class DestLine(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="dest"):
-    """A dest as written. `dport` None = the packet's own; `fwdmode` UNSET = the service's."""
-
-    service: Name
-    daddr: IPAddress
-    dport: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    weight: Annotated[int, Meta(ge=0, le=65535)] = 1
-    fwdmode: FwdMode | UnsetType = UNSET
-    max_conn: Annotated[int, Meta(ge=0, le=2147483647)] = 0
-
-
-class Hook(_Keys, kw_only=True, frozen=True, tag_field="kind", tag="hook"):
+class Hook(Keys, kw_only=True, frozen=True, tag_field="kind", tag="hook"):
     """A user's hook. `call` is imported when the director is built, not here."""
 
     point: HookPoint
-    call: Annotated[
-        str,
-        Meta(
-            pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z",
-            description='"package.module:Class"',
-        ),
-    ]
+    call: HookCall
     priority: Annotated[int, Meta(ge=0, le=10000)] = 50
-
-
-class Dest(msgspec.Struct, kw_only=True, frozen=True):
-    """A dest with its service's choices filled in. `dport` None = the packet's own is kept."""
-
-    service: str
-    daddr: IPAddress
-    dport: int | None
-    weight: int
-    fwdmode: FwdMode
-    max_conn: int
-
-
-class Service(msgspec.Struct, kw_only=True, frozen=True):
-    """A service with its dests, in the order of the file."""
-
-    name: str
-    proto: Proto
-    vaddr: IPAddress
-    vport: PortRange
-    fwdmode: FwdMode
-    scheduler: Scheduler
-    mh_table_size: int
-    laddrs: tuple[AddressRange, ...]
-    timeouts: Overrides
-    drain_s: float
-    dests: tuple[Dest, ...]
-
-    @property
-    def laddrs_expanded(self) -> tuple[IPAddress, ...]:
-        """Every local address, ranges written out, in the order of the file."""
-        return tuple(address for span in self.laddrs for address in span.addresses())
-
-    def dest_key(self, dest: Dest) -> tuple[IPAddress, int | None]:
-        """What tells this service's dests apart: two spellings of one vport are one dest."""
-        return dest.daddr, self.vport.single if dest.dport is None else dest.dport
 
 
 class Config(msgspec.Struct, kw_only=True, frozen=True):
@@ -319,6 +146,8 @@ class Config(msgspec.Struct, kw_only=True, frozen=True):
     services: tuple[Service, ...]
     timeouts: Timeouts
     hooks: tuple[Hook, ...]
+    acls: tuple[Acl, ...] = ()
+    tcs: tuple[Tc, ...] = ()
 
     def timeouts_ms(self, service: Service | None = None) -> dict[str, int]:
         """Milliseconds in each state, `{"tcp_established": 900000, ...}`.
@@ -332,7 +161,7 @@ class Config(msgspec.Struct, kw_only=True, frozen=True):
         return {name: max(1, round(value * 1000)) for name, value in seconds.items()}
 
 
-Line: TypeAlias = Tunlb | Port | Route | Neigh | ServiceLine | DestLine | Timeouts | Hook
+Line: TypeAlias = Tunlb | Port | Route | Neigh | ServiceLine | DestLine | Timeouts | Hook | Acl | Tc
 
 KINDS: Final[Mapping[str, type[Line]]] = MappingProxyType(
     {
@@ -344,6 +173,8 @@ KINDS: Final[Mapping[str, type[Line]]] = MappingProxyType(
         "dest": DestLine,
         "timeouts": Timeouts,
         "hook": Hook,
+        "acl": Acl,
+        "tc": Tc,
     }
 )
 
@@ -356,22 +187,9 @@ class Later(msgspec.Struct, frozen=True):
     accepted: str
 
 
-_LATER_FWDMODES = ("tunnel", "snat", "bypass", "local")
-_LATER_FWDMODE = Later("fwdmode", lambda v: v in _LATER_FWDMODES, '"fnat", "nat" or "dr"')
-
-LATER_KINDS: Final = ("acl",)
 LATER: Final[Mapping[str, tuple[Later, ...]]] = MappingProxyType(
     {
-        "service": (
-            Later("proto", lambda v: v in ("sctp", "icmp"), '"tcp" or "udp"'),
-            _LATER_FWDMODE,
-            Later("synproxy", lambda v: v is True, "false"),
-            Later("client_ip", lambda v: v in ("toa", "proxy-v1", "proxy-v2"), '"none"'),
-            Later("persistence_s", lambda v: type(v) in (int, float) and v > 0, "0"),
-            Later("persistence_mask", lambda v: v is not None, "the key left out"),
-            Later("check", lambda v: v is not None, "the key left out"),
-        ),
-        "dest": (_LATER_FWDMODE,),
+        "service": (Later("check", lambda v: v is not None, "the key left out"),),
     }
 )
 
@@ -394,9 +212,11 @@ RESTART_KEYS: Final = frozenset(
         "port.mac",
         "port.mtu",
         "port.bridge",
+        "port.host",
         "port.host_addresses",
         "port.offload",
         "port.txqueuelen",
+        "port.backup_of",
         "hook.point",
         "hook.priority",
         "hook.call",

@@ -22,7 +22,9 @@ from ipaddress import (
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from tunlb.conf.errors import shown
+from tunlb import plugins
+from tunlb.conf.errors import did_you_mean, one_of, shown
+from tunlb.ipvs import sched
 
 if TYPE_CHECKING:
     IPAddress: TypeAlias = IPv4Address | IPv6Address
@@ -50,6 +52,8 @@ LADDRS_MAX: Final = 1024  # local addresses of one service
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _PORT_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _ENDPOINT = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]{1,5})")
+_RATE = re.compile(r"([0-9]{1,13})(bit|kbit|mbit|gbit)")
+_RATE_UNITS = MappingProxyType({"bit": 1, "kbit": 1000, "mbit": 1000_000, "gbit": 1000_000_000})
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}[A-Za-z0-9_.$-]?")
 _UID_MAX = 0xFFFF_FFFE  # the one above means "no user" to the kernel
 _BROADCAST = IPv4Address("255.255.255.255")
@@ -128,6 +132,26 @@ class Mac(bytes):
 
 class TableSize(int):
     """The number of slots of a Maglev table: a prime, so that every skip visits every slot."""
+
+
+class PrefixLength(int):
+    """How many bits of an address tell networks apart."""
+
+
+class BitRate(int):
+    """Bits a second, 1000 to 10**12."""
+
+
+class SchedulerName(str):
+    """A scheduler as `tunlb.ipvs.sched.find` takes it, which is not always as it was written."""
+
+    __slots__ = ()
+
+
+class HookCall(str):
+    """A hook's class, ``package.module:Class``, which is not always as it was written."""
+
+    __slots__ = ()
 
 
 class User(str):
@@ -306,6 +330,28 @@ def _user(value: object) -> User:
     return User(text)
 
 
+def _scheduler(value: object) -> SchedulerName:
+    text = _text(value)
+    try:
+        return SchedulerName(sched.resolve(text))
+    except KeyError:
+        hint = did_you_mean(text, sched.names())
+        raise RefusedError(f"{shown(text)} is not known", hint) from None
+    except sched.SchedulerError as error:
+        raise RefusedError(f"{shown(text)} cannot be used: {error}") from None
+
+
+def _hook_call(value: object) -> HookCall:
+    text = _text(value)
+    try:
+        return HookCall(plugins.resolve(plugins.HOOKS, text))
+    except KeyError:
+        hint = f"no installed package offers it in {plugins.HOOKS}"
+        raise RefusedError(f"{shown(text)} is not known", hint) from None
+    except plugins.PluginError as error:
+        raise RefusedError(f"{shown(text)} cannot be used: {error}") from None
+
+
 def _table_size(value: object) -> TableSize:
     if not isinstance(value, int) or isinstance(value, bool):
         raise RefusedError(f"{shown(value)} is not an integer")
@@ -315,6 +361,37 @@ def _table_size(value: object) -> TableSize:
         near = next(n for n in range(value, 131072) if _is_prime(n))
         raise RefusedError(f"{value} is not a prime", f"the next prime is {near}")
     return TableSize(value)
+
+
+def _prefix(value: object) -> PrefixLength:
+    """A number of bits, or a netmask as IPv4 writes it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= 128:
+            raise RefusedError(f"{value} is out of range")
+        return PrefixLength(value)
+    if not isinstance(value, str):
+        raise RefusedError(f"{shown(value)} is neither a number nor a netmask")
+    if value.isascii() and value.isdigit():
+        raise RefusedError(f"{shown(value)} is a string", f"write {value}")
+    try:
+        mask = int(IPv4Address(value))
+    except ValueError:
+        raise RefusedError(f"{shown(value)} is not a netmask") from None
+    ones = mask.bit_count()
+    if not ones or mask != (0xFFFF_FFFF << (32 - ones)) & 0xFFFF_FFFF:
+        raise RefusedError(f"{shown(value)} is not a netmask", "it has ones, and then zeros")
+    return PrefixLength(ones)
+
+
+def _bit_rate(value: object) -> BitRate:
+    found = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if found is not None:
+        value = int(found[1]) * _RATE_UNITS[found[2]]
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RefusedError(f"{shown(value)} is not a rate")
+    if not 1000 <= value <= 10**12:
+        raise RefusedError(f"{value} bits a second are out of range")
+    return BitRate(value)
 
 
 def _is_prime(number: int) -> bool:
@@ -331,7 +408,15 @@ READERS: Final[MappingProxyType[Any, tuple[Callable[[object], Any], str]]] = Map
         PortRange: (_port_range, 'a port 1-65535, a range like "8000-8099", or 0 for any port'),
         Endpoint: (_endpoint, 'an address and a port like "127.0.0.1:9090" or "[::1]:9090"'),
         User: (_user, "a user's name, or a number 0-4294967294"),
+        SchedulerName: (
+            _scheduler,
+            f"{one_of(sched.names())}, or one of your own: an installed one's name, or"
+            ' "package.module:Class"',
+        ),
+        HookCall: (_hook_call, '"package.module:Class", or the name of an installed one'),
         TableSize: (_table_size, "a prime 251-131071"),
+        PrefixLength: (_prefix, 'a prefix length 1-128, or a netmask like "255.255.255.0"'),
+        BitRate: (_bit_rate, 'bits a second 1000-1000000000000, or like "10mbit"'),
     }
 )
 """For each type: its reader, and how the operator is told what it takes."""

@@ -38,7 +38,7 @@ VALUES = st.recursive(
 
 @st.composite
 def lines(draw: st.DrawFn) -> str:
-    kind = draw(st.sampled_from((*KINDS, "acl", "x")))
+    kind = draw(st.sampled_from((*KINDS, "x")))
     keys = KINDS[kind].__struct_fields__ if kind in KINDS else ("name",)
     found: dict[str, Any] = draw(st.dictionaries(st.sampled_from((*keys, "z")), VALUES, max_size=8))
     return json.dumps({**found, "kind": kind})

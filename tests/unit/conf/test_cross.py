@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tunlb.conf import ConfigError, loads
+from tunlb.conf import ACL_MAX, TC_MAX, ConfigError, loads
 
 Line = dict[str, Any]
 
@@ -20,6 +20,19 @@ def service(name: str = "web", vaddr: str = "10.0.0.100", vport: object = 80, **
     modes: Line = {} if "fwdmode" in keys or "laddrs" in keys else {"laddrs": ["10.0.0.200"]}
     base = {"kind": "service", "name": name, "proto": "tcp", "vaddr": vaddr, "vport": vport}
     return {**base, **modes, **keys}
+
+
+def ping(**keys: Any) -> Line:
+    keys = {"fwdmode": "nat"} | keys
+    return {"kind": "service", "name": "ping", "proto": "icmp", "vaddr": "10.0.0.100", **keys}
+
+
+def passing(match: Line, **keys: Any) -> Line:
+    return {"kind": "service", "name": "x", "proto": "tcp", "match": match, **keys}
+
+
+def snat(match: Line, proto: str = "tcp", **keys: Any) -> Line:
+    return passing(match, **{"proto": proto, "fwdmode": "snat", "laddrs": ["10.0.0.200"], **keys})
 
 
 def dest(daddr: str = "10.0.0.11", name: str = "web", **keys: Any) -> Line:
@@ -38,6 +51,14 @@ def hook(**keys: Any) -> Line:
     return {"kind": "hook", "point": "forward", "call": "m:C", **keys}
 
 
+def acl(**keys: Any) -> Line:
+    return {"kind": "acl", "action": "deny", "src": "192.0.2.0/24", **keys}
+
+
+def tc(**keys: Any) -> Line:
+    return {"kind": "tc", "port": "lb0", "rate": "10mbit", **keys}
+
+
 LB0 = port("lb0", "10.0.0.254/24", "fd00::fe/64")
 TUN = port("lb0", "10.0.0.254/24", type="tun")
 V6: Line = {"vaddr": "fd00::100", "laddrs": ["fd00::200"]}
@@ -54,8 +75,25 @@ GOOD: dict[str, list[Line]] = {
     "laddrs shared by services": [LB0, service(), service("b", vport=81)],
     "a vaddr that is a port's address": [LB0, service(vaddr="10.0.0.254")],
     "v6": [LB0, service(**V6), dest("fd00::11")],
+    "v6 clients, v4 dests": [LB0, service(vaddr="fd00::100"), dest()],
+    "v4 clients, v6 dests": [LB0, service(laddrs=["fd00::200"]), dest("fd00::11")],
+    "dests of both families": [
+        LB0,
+        service(vaddr="fd00::100", laddrs=["fd00::200", "10.0.0.200-10.0.0.209"]),
+        dest(),
+        dest("fd00::11"),
+    ],
+    "laddrs for dests to come": [LB0, service(laddrs=["10.0.0.200", "fd00::200"]), dest()],
+    "sctp beside tcp": [LB0, service(), service("s", proto="sctp"), dest(name="s")],
     "any port maps to one dport": [LB0, service(vport=0), dest(dport=80)],
     "dr with the vport written out": [LB0, service(fwdmode="dr"), dest(dport=80)],
+    "a client's address by TOA and by PROXY": [
+        LB0,
+        service(client_ip="toa"),
+        service("b", vport=81, fwdmode="nat", client_ip="proxy-v1"),
+        service("c", proto="udp", client_ip="proxy-v2", client_ip_udp="every"),
+        dest(fwdmode="nat"),
+    ],
     "dr for one dest": [LB0, service(), dest(fwdmode="dr"), dest("10.0.0.12")],
     "behind a gateway": [LB0, route(via="10.0.0.1"), service(), dest("192.0.2.1")],
     "an on-link route": [LB0, route(dst="192.0.2.0/24"), service(fwdmode="dr"), dest("192.0.2.1")],
@@ -91,7 +129,66 @@ GOOD: dict[str, list[Line]] = {
         service(),
         dest("10.0.0.1"),
     ],
+    "a tunnel by a gateway": [
+        LB0,
+        route(via="10.0.0.1"),
+        service(fwdmode="tunnel", tunnel={"type": "gue", "src": "10.0.0.254"}),
+        dest("192.0.2.1", dport=80),
+    ],
+    "a tunnel on a tun": [TUN, route(), service(fwdmode="tunnel"), dest("192.0.2.1")],
+    "a tunnel between families": [
+        LB0,
+        service(vaddr="fd00::100", fwdmode="tunnel"),
+        dest(tunnel={"type": "gre", "csum": True}),
+        dest("fd00::11"),
+    ],
+    "a tunnel for one dest, from a laddr": [
+        LB0,
+        service(tunnel={"src": "10.0.0.200"}),
+        dest(),
+        dest("10.0.0.12", fwdmode="tunnel"),
+    ],
+    "IPv6 that just fits a tunnel": [
+        port("lb0", "fd00::fe/64", mtu=1320),
+        service(vaddr="fd00::100", fwdmode="tunnel"),
+        dest("fd00::11"),
+    ],
+    "pings of a VIP that has TCP as well": [LB0, service(), ping(), dest(), dest(name="ping")],
+    "pings by dr": [LB0, ping(fwdmode="dr"), dest(name="ping")],
+    "snat by source": [LB0, snat({"src": ["10.9.0.0/16"]})],
+    "snat by ports of ours": [
+        port("lb0", "10.0.0.254/24", vlans=[{"id": 5, "addresses": ["10.5.0.1/24"]}]),
+        snat({"iport": "lb0.5", "oport": "lb0", "dport": "1-1023", "sport": 7}),
+    ],
+    "snat of one pool for three protocols": [
+        LB0,
+        *(snat({"dst": ["0.0.0.0/0"]}, proto, name=proto) for proto in ("tcp", "udp", "icmp")),
+    ],
+    "a cache, and past it": [
+        LB0,
+        passing({"dport": 80, "dst": ["0.0.0.0/0"]}, fwdmode="dr", bypass=True),
+        dest(name="x"),
+        dest("10.0.0.12", "x", fwdmode="nat", dport=3128),
+    ],
+    "past everything": [LB0, passing({"src": ["fd09::/16"]}, fwdmode="bypass")],
     "one call at two points": [LB0, hook(), hook(point="local_in")],
+    "one source on both lists, of one service and of all": [
+        LB0,
+        service(),
+        acl(),
+        acl(action="allow"),
+        acl(service="web"),
+        acl(src="192.0.2.0"),
+    ],
+    "a list of the other family, for all": [LB0, service(), acl(src="::/0")],
+    "classes": [
+        port("lb0", "10.0.0.254/24", vlans=[{"id": 7}]),
+        service(),
+        tc(),
+        tc(service="web"),
+        tc(service="web", port="lb0.7"),
+        {"kind": "tc", "port": "lb0.7", "rate": 1000},
+    ],
 }
 
 
@@ -114,6 +211,54 @@ BAD: dict[str, tuple[list[Line], list[tuple[int, str, str]]]] = {
     "two services": (
         [LB0, service(), service(vport=81)],
         [(3, "$.name", 'service "web" is already on line 2')],
+    ),
+    "a list twice": (
+        [LB0, service(), acl(service="web"), acl(service="web")],
+        [(4, "$.src", "deny 192.0.2.0/24 is already on line 3")],
+    ),
+    "a list of no service": (
+        [LB0, service(), acl(service="wbe")],
+        [(3, "$.service", 'no service is named "wbe" (hint: did you mean "web"?)')],
+    ),
+    "a list of a service of the other family": (
+        [LB0, service(), acl(service="web", src="::/0")],
+        [(3, "$.src", "::/0 is IPv6, the vaddr of service")],
+    ),
+    "a source with host bits": (
+        [LB0, acl(src="192.0.2.1/24")],
+        [(2, "$.src", 'has host bits set (expected a prefix like "10.0.0.0/24"')],
+    ),
+    "a burst of no rate": (
+        [LB0, service(conn_burst=5)],
+        [(2, "$.conn_burst", 'a burst of no rate (hint: add "conn_rate")')],
+    ),
+    "two classes of one port": (
+        [LB0, tc(), tc(priority=0)],
+        [(3, "$.port", 'the port\'s own class on port "lb0" is already on line 2')],
+    ),
+    "two classes of one service": (
+        [LB0, service(), tc(service="web"), tc(service="web")],
+        [(4, "$.port", 'class "web" on port "lb0" is already on line 3')],
+    ),
+    "a class of no port": (
+        [LB0, tc(port="lb")],
+        [(2, "$.port", 'no port is named "lb" (hint: did you mean "lb0"?)')],
+    ),
+    "a class of no service": (
+        [LB0, tc(service="x")],
+        [(2, "$.service", 'no service is named "x"')],
+    ),
+    "a port's class without a rate": (
+        [LB0, {"kind": "tc", "port": "lb0"}],
+        [(2, "$.rate", "missing (hint: a line without a service is the rate of its whole port)")],
+    ),
+    "a rate of a unit that nobody knows": (
+        [LB0, tc(rate="10mb")],
+        [(2, "$.rate", '"10mb" is not a rate (expected bits a second 1000-1000000000000, or like')],
+    ),
+    "a rate of nothing": (
+        [LB0, tc(rate=0)],
+        [(2, "$.rate", "0 bits a second are out of range")],
     ),
     "two hooks": ([LB0, hook(), hook(priority=7)], [(3, "$.call", "already on line 2")]),
     "one vport twice": (
@@ -165,9 +310,16 @@ BAD: dict[str, tuple[list[Line], list[tuple[int, str, str]]]] = {
         ],
         [(2, "$.laddrs", "missing"), (4, "$.fwdmode", 'service "b" has no laddrs')],
     ),
-    "families": (
-        [LB0, service(laddrs=["fd00::200"]), dest("fd00::11")],
-        [(2, "$.laddrs[0]", "NAT64"), (3, "$.daddr", "NAT64 is not supported yet")],
+    "families that only fnat joins": (
+        [LB0, service(fwdmode="nat"), dest("fd00::11"), dest(), dest("fd00::12", fwdmode="dr")],
+        [
+            (3, "$.daddr", "only fnat translates between the families"),
+            (5, "$.daddr", "only fnat translates between the families"),
+        ],
+    ),
+    "no laddr of the dest's family": (
+        [LB0, service(), dest("fd00::11"), dest()],
+        [(3, "$.daddr", 'fd00::11 is IPv6, and service "web" has no such laddrs')],
     ),
     "a laddr that is something else": (
         [
@@ -229,6 +381,22 @@ BAD: dict[str, tuple[list[Line], list[tuple[int, str, str]]]] = {
             (5, "$.daddr", '"dst": "::/0"'),
         ],
     ),
+    "a client's address where only one direction passes": (
+        [LB0, service(fwdmode="dr", client_ip="toa"), dest()],
+        [(2, "$.client_ip", 'client_ip "toa" does not go with fwdmode "dr"')],
+    ),
+    "a PROXY header that another director would not know of": (
+        [LB0, service(fwdmode="nat", client_ip="proxy-v2", fallback=True, scheduler="mh")],
+        [(2, "$.fallback", 'not with client_ip "proxy-v2"')],
+    ),
+    "a client's address for one dest that cannot have it": (
+        [LB0, service(client_ip="proxy-v2"), dest(fwdmode="dr")],
+        [(3, "$.fwdmode", 'client_ip "proxy-v2" does not go with fwdmode "dr"')],
+    ),
+    "a client's address in a TCP option of UDP": (
+        [LB0, service(proto="udp", client_ip="toa")],
+        [(2, "$.client_ip", '"toa" is not for udp (hint: use "proxy-v2")')],
+    ),
     "dr maps no ports": (
         [LB0, service(fwdmode="dr", vport=0), dest(dport=81)],
         [(3, "$.dport", "81 is not the vport (0), and dr cannot map ports")],
@@ -240,6 +408,57 @@ BAD: dict[str, tuple[list[Line], list[tuple[int, str, str]]]] = {
     "dr behind a gateway": (
         [LB0, route(via="10.0.0.1"), service(fwdmode="dr"), dest("192.0.2.1")],
         [(4, "$.daddr", "dr cannot reach 192.0.2.1 by a gateway")],
+    ),
+    "a tunnel maps no ports": (
+        [LB0, service(fwdmode="tunnel"), dest(dport=81)],
+        [(3, "$.dport", "81 is not the vport (80), and a tunnel cannot map ports")],
+    ),
+    "a tunnel without a source": (
+        [port("lb0", "fd00::fe/64"), route(), service(fwdmode="tunnel", **V6), dest()],
+        [(4, "$.daddr", "no port has an IPv4 address to send the outer packet from")],
+    ),
+    "a tunnel's source that is nobody's": (
+        [
+            LB0,
+            service(fwdmode="tunnel", tunnel={"src": "10.0.0.9"}),
+            dest(tunnel={"src": "10.0.0.8"}),
+        ],
+        [
+            (2, "$.tunnel.src", "10.0.0.9 is not an address of a port of tunlb's"),
+            (3, "$.tunnel.src", "10.0.0.8 is not an address of a port of tunlb's"),
+        ],
+    ),
+    "a tunnel's source of the other family": (
+        [
+            LB0,
+            service(fwdmode="tunnel", tunnel={"src": "10.0.0.254"}),
+            dest("fd00::11"),
+            dest("fd00::12", tunnel={"src": "10.0.0.254"}),
+        ],
+        [
+            (3, "$.daddr", "its source 10.0.0.254 is IPv4, the dest is IPv6"),
+            (4, "$.tunnel.src", "its source 10.0.0.254 is IPv4, the dest is IPv6"),
+        ],
+    ),
+    "a tunnel that nobody goes through": (
+        [LB0, service(tunnel={"type": "gre"}), dest(tunnel={"type": "gue"})],
+        [
+            (2, "$.tunnel", "no dest of this service is reached by a tunnel"),
+            (3, "$.tunnel", "this dest is not reached by a tunnel"),
+        ],
+    ),
+    "a tunnel too narrow for IPv6": (
+        [
+            port("lb0", "fd00::fe/64"),
+            route(dst="fd07::/64", mtu=1319),
+            service(vaddr="fd00::100", fwdmode="tunnel"),
+            dest("fd07::11"),
+        ],
+        [(4, "$.daddr", "the MTU of 1319 towards it leaves less than 1280 in the tunnel")],
+    ),
+    "an MSS of UDP": (
+        [LB0, service(proto="udp", mss_clamp=1200)],
+        [(2, "$.mss_clamp", "udp has no MSS")],
     ),
     "Ethernet on a tun": (
         [
@@ -253,6 +472,29 @@ BAD: dict[str, tuple[list[Line], list[tuple[int, str, str]]]] = {
             (1, "$.vlans", "is a tun"),
             (2, "$.via", "is a tun: it has no gateways"),
             (3, "$.port", "is a tun: it has no neighbours"),
+        ],
+    ),
+    "backups": (
+        [
+            port("lb0", "10.0.0.254/24", backup_of="lb9"),
+            port("lb1", "10.1.0.254/24", mtu=1400),
+            port("lb2", "10.2.0.254/24", backup_of="lb1", vlans=[{"id": 1}]),
+            port("lb3", backup_of="lb2", offload=False),
+            port("lb4", backup_of="lb4"),
+            port("tun0", type="tun"),
+            port("lb5", backup_of="tun0"),
+            route(port="lb3"),
+        ],
+        [
+            (1, "$.backup_of", 'no port is named "lb9"'),
+            (3, "$.addresses", 'a backup has those of "lb1"'),
+            (3, "$.vlans", 'a backup has those of "lb1"'),
+            (3, "$.mtu", 'differs from "lb1"'),
+            (4, "$.backup_of", '"lb2" is a backup itself'),
+            (4, "$.offload", 'differs from "lb2"'),
+            (5, "$.backup_of", '"lb4" is a backup itself'),
+            (7, "$.backup_of", '"tun0" is a tun'),
+            (8, "$.port", '"lb3" is the backup of another port'),
         ],
     ),
     "gateways": (
@@ -295,6 +537,116 @@ BAD: dict[str, tuple[list[Line], list[tuple[int, str, str]]]] = {
         [port("lb0", "fd00::1/64", mtu=1279)],
         [(1, "$.mtu", "1279 is too small for the IPv6 address fd00::1")],
     ),
+    "neither a vaddr nor a match": (
+        [LB0, {"kind": "service", "name": "web", "proto": "tcp"}, dest()],
+        [
+            (2, "$.vaddr", "missing (expected an address"),
+            (2, "$.vport", "missing (expected a port"),
+        ],
+    ),
+    "a vaddr beside a match": (
+        [LB0, service(match={"dport": 80})],
+        [
+            (2, "$.vaddr", "beside a match"),
+            (2, "$.vport", "beside a match"),
+        ],
+    ),
+    "a fallback beside a match": (
+        [LB0, passing({"src": ["10.9.0.0/16"]}, fwdmode="nat", scheduler="mh", fallback=True)],
+        [(2, "$.fallback", "beside a match")],
+    ),
+    "a match of nothing": (
+        [LB0, passing({})],
+        [(2, "$.match", "says nothing"), (2, "$.match", "says not of which family")],
+    ),
+    "a match of both families": (
+        [LB0, snat({"src": ["10.0.0.0/8", "fd00::/8"], "dst": ["::/0"]})],
+        [
+            (2, "$.match.src[1]", "fd00::/8 is IPv6, the first one is IPv4"),
+            (2, "$.match.dst[0]", "::/0 is IPv6"),
+        ],
+    ),
+    "ports that are not there": (
+        [LB0, snat({"iport": "lb1", "oport": "lb00"})],
+        [
+            (2, "$.match.iport", 'no port is named "lb1" (hint: did you mean "lb0"?)'),
+            (2, "$.match.oport", 'no port is named "lb00"'),
+        ],
+    ),
+    "too many prefixes": (
+        [LB0, snat({"src": [f"10.{n}.0.0/16" for n in range(65)]})],
+        [(2, "$.match", "65 prefixes, more than 64")],
+    ),
+    "too many matches": (
+        [
+            LB0,
+            *(passing({"src": ["10.0.0.0/8"]}, name=f"s{n}", fwdmode="bypass") for n in range(66)),
+        ],
+        [(66, "$.match", "more than 64 services with a match")],
+    ),
+    "snat without laddrs": (
+        [LB0, snat({"dst": ["0.0.0.0/0"]}, laddrs=[])],
+        [(2, "$.laddrs", "missing (hint: snat needs the addresses that inside hosts share")],
+    ),
+    "snat has no choice to make": (
+        [LB0, snat({"dst": ["0.0.0.0/0"]}, scheduler="rr", bypass=True)],
+        [(2, "$.scheduler", "snat chooses no dest"), (2, "$.bypass", "beside snat")],
+    ),
+    "snat to a vaddr": (
+        [LB0, service(fwdmode="snat", laddrs=["10.0.0.200"])],
+        [(2, "$.fwdmode", '"snat" is for what is not addressed to tunlb')],
+    ),
+    "bypass of a vaddr": (
+        [LB0, service(bypass=True), service("b", vport=81, fwdmode="bypass")],
+        [
+            (2, "$.bypass", "the original destination is the vaddr"),
+            (3, "$.fwdmode", '"bypass" is for what is not addressed to tunlb'),
+        ],
+    ),
+    "dests where there are none": (
+        [
+            LB0,
+            snat({"dst": ["0.0.0.0/0"]}),
+            dest(name="x"),
+            passing({"dport": 80, "src": ["10.0.0.0/8"]}, name="y", fwdmode="bypass"),
+            dest(name="y"),
+        ],
+        [
+            (3, "$.service", 'service "x" is snat, which takes no dests'),
+            (5, "$.service", 'service "y" is bypass, which takes no dests'),
+        ],
+    ),
+    "a dest of a service's mode": (
+        [LB0, service(), dest(fwdmode="snat"), dest("10.0.0.12", fwdmode="bypass")],
+        [(3, "$.fwdmode", "not of a dest"), (4, "$.fwdmode", "not of a dest")],
+    ),
+    "a cache of another family": (
+        [LB0, passing({"src": ["10.0.0.0/8"]}, fwdmode="nat"), dest("fd00::11", "x")],
+        [(3, "$.daddr", 'the match of service "x" is IPv4')],
+    ),
+    "dr to a cache keeps the port": (
+        [LB0, passing({"src": ["10.0.0.0/8"]}, fwdmode="dr"), dest(name="x", dport=80)],
+        [(3, "$.dport", "80 is not the vport (0), and dr cannot map ports")],
+    ),
+    "pings have no ports": (
+        [
+            LB0,
+            ping(vport=1),
+            ping(name="b"),
+            dest(name="b", dport=7),
+            snat({"sport": 5, "dport": 6, "dst": ["0.0.0.0/0"]}, "icmp"),
+        ],
+        [
+            (2, "$.vport", "icmp has no ports"),
+            (4, "$.dport", "icmp has no ports"),
+            (5, "$.match.sport", "icmp has no ports"),
+            (5, "$.match.dport", "icmp has no ports"),
+        ],
+    ),
+    "two services of pings": (
+        [LB0, ping(), ping(name="b")],
+        [(3, "$.vport", 'icmp 10.0.0.100 is already service "ping" (line 2)')],
+    ),
     "one mistake is one problem: a broken service": (
         [LB0, service(scheduler="x"), dest()],
         [(2, "$.scheduler", "is not known")],
@@ -335,3 +687,25 @@ def test_the_most_dests(monkeypatch: pytest.MonkeyPatch) -> None:
         loads(text, "f")
     (problem,) = caught.value.problems
     assert str(problem).startswith("f:6: 3 dests in all services together, more than 2 (hint: ")
+
+
+def test_so_many_lists_and_classes() -> None:
+    lists = [acl(src=f"10.{i >> 8}.{i & 255}.0/24") for i in range(ACL_MAX + 1)]
+    with pytest.raises(ConfigError, match=f":{ACL_MAX + 2}: 65536 acl lines, more than {ACL_MAX}"):
+        loads("\n".join(map(json.dumps, [LB0, *lists])))
+    ports = [port(f"p{i}") for i in range(TC_MAX + 1)]
+    classes = [tc(port=f"p{i}") for i in range(TC_MAX + 1)]
+    with pytest.raises(ConfigError, match=f"{TC_MAX + 1} tc lines, more than {TC_MAX}"):
+        loads("\n".join(map(json.dumps, [*ports, *classes])))
+
+
+@pytest.mark.parametrize(
+    ("written", "bits"),
+    [(1000, 1000), ("1000bit", 1000), ("7kbit", 7000), ("10mbit", 10**7), ("2gbit", 2 * 10**9)],
+)
+def test_rates(written: object, bits: int) -> None:
+    (found,) = loads("\n".join(map(json.dumps, [LB0, tc(rate=written)]))).tcs
+    assert found.rate == bits
+    assert found.burst_bytes() == max(16384, bits // 400)
+    (found,) = loads("\n".join(map(json.dumps, [LB0, tc(rate=written, burst=9)]))).tcs
+    assert found.burst_bytes() == 9

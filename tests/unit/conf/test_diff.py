@@ -28,7 +28,9 @@ WEB: Line = {
 D1: Line = {"kind": "dest", "service": "web", "daddr": "10.0.0.11"}
 D2: Line = {"kind": "dest", "service": "web", "daddr": "10.0.0.12", "dport": 8080}
 HOOK: Line = {"kind": "hook", "point": "forward", "call": "m:C"}
-BASE = (TUNLB, LB0, ROUTE, NEIGH, TIMEOUTS, WEB, D1, D2, HOOK)
+ACL: Line = {"kind": "acl", "action": "deny", "src": "192.0.2.0/24"}
+TC: Line = {"kind": "tc", "port": "lb0", "rate": "10mbit"}
+BASE = (TUNLB, LB0, ROUTE, NEIGH, TIMEOUTS, WEB, D1, D2, HOOK, ACL, TC)
 
 
 def config(*lines: Line) -> Config:
@@ -48,10 +50,37 @@ def test_the_order_of_lines_is_no_difference() -> None:
     assert not found.restart_keys
 
 
+def test_the_order_of_matches_is_one() -> None:
+    """The first that matches has the packet."""
+
+    def named(name: str) -> Line:
+        match = {"src": ["10.9.0.0/16"]}
+        return {
+            "kind": "service",
+            "name": name,
+            "proto": "tcp",
+            "fwdmode": "bypass",
+            "match": match,
+        }
+
+    a, b, c = named("a"), named("b"), named("c")
+    assert diff(config(LB0, a, b), config(LB0, b, a)).match_order
+    assert diff(config(LB0, a, b), config(LB0, b, a))
+    assert not diff(config(LB0, a, b), config(a, LB0, b))
+    assert not diff(config(LB0, a, b), config(LB0, a, c, b)).match_order
+    assert not diff(config(LB0, a, b, c), config(LB0, a, c)).match_order
+
+
 @pytest.mark.parametrize(
     ("line", "keys", "restart", "live"),
     [
         (TUNLB, {"log_level": "debug", "stop_grace_s": 3}, (), ("log_level", "stop_grace_s")),
+        (
+            TUNLB,
+            {"fragments": "drop", "defence_tcp": True, "defence_udp": False},
+            (),
+            ("fragments", "defence_tcp", "defence_udp"),
+        ),
         (
             TUNLB,
             {"conn_max": 99, "seed": "00000000", "name": "a"},
@@ -97,12 +126,17 @@ def test_addresses_of_a_port_are_live() -> None:
         (WEB, {"scheduler": "rr"}, "services"),
         (WEB, {"timeouts": {"tcp_close_s": 1}}, "services"),
         (D1, {"weight": 0}, "dests"),
+        (ACL, {"action": "allow"}, "acls"),
+        (ACL, {"service": "web"}, "acls"),
+        (TC, {"rate": 10_000_001}, "tcs"),
+        (WEB, {"conn_rate": 5}, "services"),
         (TIMEOUTS, {"profile": "dpvs"}, "timeouts"),
     ],
 )
 def test_one_part_and_no_other(line: Line, keys: Line, part: str) -> None:
     found = changed(line, **keys)
-    parts = ("ports", "routes", "neighs", "services", "dests", "timeouts", "tunlb_keys")
+    parts = ["ports", "routes", "neighs", "services", "dests", "acls", "tcs"]
+    parts += ["timeouts", "tunlb_keys"]
     assert [name for name in parts if getattr(found, name)] == [part]
     assert not found.restart_keys
 

@@ -18,11 +18,18 @@ from tunlb.conf import (
     ConfigError,
     loads,
 )
+from tunlb.conf.match import MATCHES_MAX, PREFIXES_MAX, Match
 from tunlb.conf.schema import KINDS, Vlan
+from tunlb.conf.service import TunnelKeys
 
 DOCS = Path(__file__).parents[3] / "docs" / "configuration.md"
 TEXT = DOCS.read_text(encoding="utf-8")
-STRUCTS: dict[str, type[msgspec.Struct]] = {**KINDS, "vlans": Vlan}
+STRUCTS: dict[str, type[msgspec.Struct]] = {
+    **KINDS,
+    "vlans": Vlan,
+    "match": Match,
+    "tunnel": TunnelKeys,
+}
 
 
 def tables() -> dict[str, list[dict[str, str]]]:
@@ -59,9 +66,13 @@ def test_every_kind_has_a_table() -> None:
         "route",
         "neigh",
         "service",
+        "tunnel",
+        "match",
         "dest",
         "timeouts",
         "hook",
+        "acl",
+        "tc",
     ]
     assert set(TABLES) == set(STRUCTS)
 
@@ -116,3 +127,8 @@ def test_the_most_dests_and_workers() -> None:
     assert f"At most {DEST_MAX} lines, over all services" in TEXT
     (workers,) = (row for row in TABLES["tunlb"] if row["key"] == "`workers`")
     assert workers["range"] == f'1-{WORKERS_MAX} or `"auto"`'
+
+
+def test_the_most_matches_and_prefixes() -> None:
+    assert f"At most {MATCHES_MAX} services with a match" in TEXT
+    assert f"At most {PREFIXES_MAX} prefixes in one" in TEXT

@@ -23,7 +23,7 @@ from tunlb.conf import (
     load,
     loads,
 )
-from tunlb.conf.schema import PROFILES, Overrides
+from tunlb.conf.timeouts import PROFILES, Overrides
 
 PORT = '{"kind":"port","name":"lb0","addresses":["10.0.0.254/24","fd00::fe/64"]}'
 LINES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
@@ -184,12 +184,11 @@ REFUSED: tuple[tuple[str, str, Any, str], ...] = (
     ("route", "dst", "10.0.0.0/33", ': "10.0.0.0/33" has no valid prefix length'),
     ("route", "via", "0.0.0.0", ': "0.0.0.0" is the unspecified address'),
     ("neigh", "addr", "::ffff:10.0.0.1", ': "::ffff:10.0.0.1" is an IPv4 address in IPv6 form'),
-    ("service", "proto", "sctp", ': "sctp" is not supported in this release (expected "tcp" or'),
     (
         "service",
         "proto",
         "tpc",
-        ': "tpc" is not known (expected "tcp" or "udp"; hint: did you mean',
+        ': "tpc" is not known (expected "tcp", "udp", "sctp" or "icmp"; hint: did you mean',
     ),
     ("service", "vaddr", "255.255.255.255", ': "255.255.255.255" is the broadcast address'),
     ("service", "vaddr", 7, ": 7 is not a string (expected an address like"),
@@ -197,14 +196,35 @@ REFUSED: tuple[tuple[str, str, Any, str], ...] = (
     ("service", "vport", "9-8", ': "9-8" ends before it begins'),
     ("service", "vport", "0-8", ': "0-8" is out of range'),
     ("service", "vport", "80", ': "80" is neither a port nor a range'),
+    ("service", "tunnel", {"type": "ipp"}, '.type: "ipp" is not known (expected "ipip", "gre" or'),
+    ("service", "tunnel", {"port": 0}, ".port: 0 is out of range (expected an integer 1-65535"),
+    ("service", "tunnel", {"csum": 1}, ".csum: 1 is a number (expected true or false"),
+    ("service", "tunnel", {"src": "::ffff:1.2.3.4"}, '.src: "::ffff:1.2.3.4" is'),
+    ("service", "tunnel", {"key": 1}, ".key: unknown key"),
+    ("service", "tunnel", "gre", ': "gre" is a string (expected an object'),
+    (
+        "service",
+        "mss_clamp",
+        535,
+        ": 535 is out of range (expected an integer 536-65495 or true",
+    ),
+    ("service", "mss_clamp", "yes", ': "yes" is a string (expected an integer 536-65495 or true'),
     (
         "service",
         "fwdmode",
-        "tunnel",
-        ': "tunnel" is not supported in this release (expected "fnat",',
+        "fant",
+        ': "fant" is not known (expected "fnat", "nat", "dr", "tunnel", "local", "snat" or',
     ),
-    ("service", "fwdmode", "fant", ': "fant" is not known (expected "fnat", "nat" or "dr"; hint:'),
-    ("service", "scheduler", "wlcc", ': "wlcc" is not known (expected "rr", "wrr", "lc", "wlc",'),
+    ("service", "match", {"src": ["10.0.0.1/8"]}, '.src[0]: "10.0.0.1/8" has host bits set'),
+    ("service", "match", {"proto": "tcp"}, ".proto: unknown key"),
+    (
+        "service",
+        "scheduler",
+        "wlcc",
+        ': "wlcc" is not known (expected "conhash", "dh", "fo", "lblc"',
+    ),
+    ("service", "scheduler", "mine:", ': "mine:" is not known'),
+    ("service", "scheduler", 3, ": 3 is not a string"),
     (
         "service",
         "mh_table_size",
@@ -215,18 +235,30 @@ REFUSED: tuple[tuple[str, str, Any, str], ...] = (
     ("service", "laddrs", ["10.0.0.1-fd00::1"], '[0]: "10.0.0.1-fd00::1" mixes IPv4 and IPv6'),
     ("service", "laddrs", ["10.0.0.9-10.0.0.8"], "[0]: "),
     ("service", "laddrs", ["10.0.0.0-10.0.4.0"], "[0]: "),
-    ("service", "persistence_s", 5, ": 5 is not supported in this release (expected 0)"),
-    ("service", "persistence_mask", "/24", ': "/24" is not supported in this release'),
+    ("service", "persistence_s", -1, ": -1 is out of range (expected a number 0-2678400)"),
+    ("service", "persistence_mask", 0, ": 0 is out of range (expected a prefix length 1-128, or a"),
+    ("service", "persistence_mask", 129, ": 129 is out of range"),
+    ("service", "persistence_mask", True, ": true is neither a number nor a netmask"),
+    ("service", "persistence_mask", "24", ': "24" is a string'),
+    ("service", "persistence_mask", "/24", ': "/24" is not a netmask'),
+    ("service", "persistence_mask", "0.0.0.0", ': "0.0.0.0" is not a netmask'),
+    ("service", "persistence_mask", "255.0.255.0", ': "255.0.255.0" is not a netmask'),
+    ("service", "ops", 1, ": 1 is a number (expected true or false)"),
+    ("service", "expire_nodest", "rest", ': "rest" is not known (expected "keep", "reset" or'),
+    ("service", "expire_quiescent", True, ": true is not known"),
+    ("service", "slow_start_s", 86401, ": 86401 is out of range (expected a number 0-86400)"),
+    ("service", "max_conn", -1, ": -1 is out of range"),
+    ("dest", "min_conn", -1, ": -1 is out of range"),
     ("service", "check", {"type": "tcp"}, ': {"type": "tcp"} is not supported in this release'),
-    ("service", "synproxy", True, ": true is not supported in this release (expected false)"),
-    ("service", "client_ip", "toa", ': "toa" is not supported in this release (expected "none")'),
+    ("service", "synproxy_wscale", 15, ": 15 is out of range (expected an integer 0-14)"),
+    ("service", "client_ip", "toA", ': "toA" is not known (expected "none", "toa", "proxy-v1"'),
+    ("service", "client_ip_udp", "all", ': "all" is not known (expected "first" or "every"'),
     ("service", "drain_s", "1", ': "1" is a string (expected a number 0-2678400)'),
     ("service", "timeouts", {"tcp_x_s": 1}, ".tcp_x_s: unknown key"),
     ("service", "timeouts", {"profile": "dpvs"}, ".profile: unknown key"),
     ("dest", "dport", 0, ": 0 is out of range (expected an integer 1-65535)"),
     ("dest", "weight", 65536, ": 65536 is out of range (expected an integer 0-65535)"),
     ("dest", "max_conn", -1, ": -1 is out of range"),
-    ("dest", "fwdmode", "snat", ': "snat" is not supported in this release'),
     (
         "timeouts",
         "tcp_close_s",
@@ -239,7 +271,7 @@ REFUSED: tuple[tuple[str, str, Any, str], ...] = (
         "hook",
         "call",
         "my.hooks.Count",
-        ': "my.hooks.Count" does not fit (expected "package.module:',
+        ': "my.hooks.Count" is not known (expected "package.module:',
     ),
     ("hook", "priority", 10001, ": 10001 is out of range (expected an integer 0-10000)"),
 )
@@ -276,7 +308,6 @@ def test_refused(kind: str, key: str, value: object, told: str) -> None:
         ("{}", 'f:1: $.kind: missing (expected "tunlb", "port"'),
         ('{"kind":["port"]}', 'f:1: $.kind: ["port"] is not a kind'),
         ('{"kind":"servcie"}', 'f:1: $.kind: "servcie" is not a kind (expected'),
-        ('{"kind":"acl"}', 'f:1: $.kind: "acl" is not supported in this release (expected'),
         (
             '{"kind":"tunlb","wokers":1}',
             'f:1: $.wokers: unknown key (hint: did you mean "workers"?)',
@@ -295,7 +326,7 @@ def test_not_a_line(text: str, told: str) -> None:
 
 def test_every_problem_of_every_line_at_once() -> None:
     service = line(
-        "service", vport=70000, vaddr="x", laddrs=["y", "10.0.0.1", 3], proto="sctp", vprot=1
+        "service", vport=70000, vaddr="x", laddrs=["y", "10.0.0.1", 3], proto="ipx", vprot=1
     )
     found = problems("\n".join([line("tunlb", version=3), service, "{", line("hook", call="")]))
     assert [text.split(": ")[1] for text in found] == [
