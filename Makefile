@@ -14,7 +14,7 @@ INSIDE := tests/unit tests/flow tests/property
 # what `make e2e` and the others pass on: make e2e ARGS="-k tun", make demo ARGS=--rootless
 ARGS   ?=
 
-.PHONY: help demo test lint type e2e bench bench-micro bench-workers fuzz ci build pure debug coverage clean \
+.PHONY: help demo test lint type e2e bench bench-micro bench-workers bench-modes fuzz ci build pure debug coverage clean \
         test-compiled test-pure test-debug e2e-pure
 
 help: ## what can be made
@@ -25,7 +25,7 @@ demo: ## a network of namespaces, real traffic through the VIP, a table at the e
 	@$(RUN) -m tunlb demo $(ARGS)
 
 test: ## all tests on both builds, and end to end where namespaces can be made
-	@$(SETUP) build try-net
+	@$(SETUP) build try-net peers
 	@$(MAKE) test-compiled test-pure e2e-run
 
 test-compiled:
@@ -48,7 +48,7 @@ test-debug: debug
 	  $(PYTEST) -n $(JOBS) $(wildcard $(INSIDE)) $(ARGS)
 
 e2e: ## real clients and servers in namespaces
-	@$(SETUP) build net
+	@$(SETUP) build net peers
 	@$(MAKE) e2e-run
 
 .PHONY: e2e-run
@@ -85,6 +85,10 @@ bench-workers: ## two workers over one, hand-over, recovery from kill -9, upgrad
 	@$(SETUP) build net
 	@for what in scaling handover recovery upgrade; do $(RUN) bench/$$what.py || bad=1; done; exit $$bad
 
+bench-modes: ## small packets by each forwarding mode, tunnels among them
+	@$(SETUP) build net bench
+	@$(RUN) bench/modes.py $(ARGS)
+
 fuzz: ## property tests with many more examples (FUZZ_EXAMPLES=5000)
 	@$(SETUP) build
 	@$(PYTEST) -n $(JOBS) -p tools.fuzz_profile $(wildcard tests/property tests/fuzz) $(ARGS)
@@ -92,7 +96,7 @@ fuzz: ## property tests with many more examples (FUZZ_EXAMPLES=5000)
 # What fails early is cheap to run; the last line printed is pytest's own.
 ci: export CI = true
 ci: ## everything, as continuous integration runs it
-	@$(SETUP) build debug net bench micro
+	@$(SETUP) build debug net peers bench micro
 	@$(MAKE) lint type test-compiled
 	@$(MAKE) bench-micro ARGS='--check bench/baseline.json'
 	@$(MAKE) test-pure test-debug e2e-pure e2e-run

@@ -2,12 +2,13 @@
 # Makes this machine ready for what a make target needs. Called by the Makefile; quick and silent
 # when nothing is missing.
 #
-#   tools/bootstrap.sh [venv] [build] [debug] [net] [try-net] [bench] [micro]
+#   tools/bootstrap.sh [venv] [build] [debug] [net] [try-net] [peers] [bench] [micro]
 #
 #   venv     .venv with tunlb and its tools, without compiling (always done)
 #   build    and the rooms compiled in place; uncompiled where there is no compiler
 #   debug    and a copy in build/debug compiled with every index checked
 #   net      the programs that demo, e2e and bench call; try-net only warns when they are missing
+#   peers    the servers and stacks that end-to-end tests meet, beside those of net
 #   bench    the programs that `tunlb bench` measures or measures with; warns of missing ones
 #   micro    valgrind, which counts instructions, and a compiler
 #
@@ -158,6 +159,15 @@ ping iputils-ping
 TABLE
 }
 
+peer_programs() {
+    missing_programs <<'TABLE'
+haproxy haproxy
+nginx nginx
+nft nftables
+TABLE
+    [[ -e /usr/lib/usrsctp ]] || echo libusrsctp-examples
+}
+
 bench_programs() {
     missing_programs <<'TABLE'
 haproxy haproxy
@@ -193,6 +203,9 @@ need_packages() {
         must+=" $(net_programs)"
     elif wants try-net; then
         may+=" $(net_programs)"
+    fi
+    if wants peers; then
+        if [[ ${CI:-} == true ]]; then must+=" $(peer_programs)"; else may+=" $(peer_programs)"; fi
     fi
     ! wants micro || must+=" $(missing_programs <<<"valgrind valgrind")"
     ! wants bench || may+=" $(bench_programs)"

@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from tunlb.catalog import DestKey, dest_key
-from tunlb.conf import Config, Dest, Hook, Neigh, Route, Service
-from tunlb.conf.values import AddressRange, Endpoint, PortRange, TableSize, parse
+from tunlb.conf import Acl, Config, Dest, Hook, Neigh, Route, Service
+from tunlb.conf.values import AddressRange, Endpoint, IPAddress, PortRange, TableSize, parse
+from tunlb.ipvs.sched import module_of
 
 PIECE = 16  #: lines of a configuration decoded at once
 
@@ -52,6 +53,30 @@ class _Piece(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     neighs: tuple[Neigh, ...] = ()
     service: Service | None = None
     dests: tuple[tuple[Dest, int], ...] = ()
+    acls: tuple[Acl, ...] = ()
+
+
+class Calls(msgspec.Struct, kw_only=True, frozen=True):
+    """Users' code that a configuration names: hooks, and schedulers as `sched.find` takes them."""
+
+    hooks: tuple[Hook, ...] = ()
+    schedulers: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.hooks or self.schedulers)
+
+    def modules(self) -> list[str]:
+        named = (*(line.call for line in self.hooks), *self.schedulers)
+        return sorted({call.partition(":")[0] for call in named})
+
+    def without(self, known: Calls) -> Calls:
+        """What a reload brings, beside the configuration that runs. Hooks wait for a restart."""
+        return Calls(schedulers=tuple(sorted({*self.schedulers} - {*known.schedulers})))
+
+
+def calls_of(config: Config) -> Calls:
+    named = {service.scheduler for service in config.services}
+    return Calls(hooks=config.hooks, schedulers=tuple(sorted(filter(module_of, named))))
 
 
 class Boot(msgspec.Struct, kw_only=True, frozen=True):
@@ -59,6 +84,7 @@ class Boot(msgspec.Struct, kw_only=True, frozen=True):
 
     ``history`` is replayed, so that a dest that drains goes on draining; its last element is the
     running configuration. ``generations`` count how often the device of each port was made.
+    ``active`` are the ports that took the place of the one that they are a backup of.
     ``environ`` holds what the logger reads.
     """
 
@@ -69,6 +95,7 @@ class Boot(msgspec.Struct, kw_only=True, frozen=True):
     macs: dict[str, int]
     history: tuple[Applied, ...]
     generations: tuple[int, ...]
+    active: tuple[int, ...] = ()
     quiescent: bool
     environ: dict[str, str]
 
@@ -84,11 +111,12 @@ def encode_pieces(applied: Applied) -> bytes:
 
 def _pieces(applied: Applied) -> Iterator[_Piece]:
     config, numbers = applied.config, applied.numbers()
-    bare = msgspec.structs.replace(config, routes=(), neighs=(), services=())
+    bare = msgspec.structs.replace(config, routes=(), neighs=(), services=(), acls=())
     yield _Piece(head=msgspec.structs.replace(applied, config=bare, ids=()))
-    for at in range(0, max(len(config.routes), len(config.neighs)), PIECE):
+    most = max(len(config.routes), len(config.neighs), len(config.acls))
+    for at in range(0, most, PIECE):
         part = slice(at, at + PIECE)
-        yield _Piece(routes=config.routes[part], neighs=config.neighs[part])
+        yield _Piece(routes=config.routes[part], neighs=config.neighs[part], acls=config.acls[part])
     for service in config.services:
         begun: Service | None = msgspec.structs.replace(service, dests=())
         for at in range(0, max(1, len(service.dests)), PIECE):
@@ -104,6 +132,7 @@ def decode_pieces(lines: Iterable[bytes]) -> Generator[None, None, Arrived]:
     routes: list[Route] = []
     neighs: list[Neigh] = []
     services: list[Service] = []
+    acls: list[Acl] = []
     dests: list[Dest] = []
     numbers: dict[DestKey, int] = {}
     for line in lines:
@@ -111,6 +140,7 @@ def decode_pieces(lines: Iterable[bytes]) -> Generator[None, None, Arrived]:
         head = head or piece.head
         routes += piece.routes
         neighs += piece.neighs
+        acls += piece.acls
         if piece.service is not None:
             _close(services, dests)
             services.append(piece.service)
@@ -122,7 +152,11 @@ def decode_pieces(lines: Iterable[bytes]) -> Generator[None, None, Arrived]:
     if head is None:
         raise msgspec.DecodeError("a configuration without a head")
     config = msgspec.structs.replace(
-        head.config, routes=tuple(routes), neighs=tuple(neighs), services=tuple(services)
+        head.config,
+        routes=tuple(routes),
+        neighs=tuple(neighs),
+        services=tuple(services),
+        acls=tuple(acls),
     )
     return Arrived(head.at_ms, config, numbers)
 
@@ -148,6 +182,8 @@ def _read(kind: Any, value: Any) -> Any:
         return Endpoint(ip_address(value[0]), value[1])
     if kind is TableSize:
         return TableSize(value)
+    if kind is IPAddress:
+        return ip_address(value)  # also the unspecified one, of a dest that no line names
     return parse(kind, value)
 
 
@@ -159,4 +195,4 @@ def decoder(kind: type[_T]) -> msgspec.json.Decoder[_T]:
 # Made before a worker is forked: that takes longer than what they then decode.
 BOOT: Final = decoder(Boot)
 _PIECES: Final = decoder(_Piece)
-HOOKS: Final = decoder(tuple[Hook, ...])
+CALLS: Final = decoder(Calls)

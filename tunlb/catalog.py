@@ -7,21 +7,47 @@ configuration leaves as it was keeps its objects, so a reload costs what it chan
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import cython
 import msgspec
 
-from tunlb.conf import Config
+from tunlb.conf import Config, IPNetwork, PortRange
 from tunlb.conf import Dest as DestConf
 from tunlb.conf import Service as ServiceConf
+from tunlb.conf.match import Match as MatchConf
+from tunlb.counters import Event
+from tunlb.ipvs import client_address
 from tunlb.ipvs.core import Ipvs
-from tunlb.ipvs.dest import NO_DEST, STATS_SIZE, Dest
+from tunlb.ipvs.dest import (
+    FWD_BYPASS,
+    FWD_FNAT,
+    FWD_LOCAL,
+    FWD_NAT64,
+    KEEP,
+    NO_DEST,
+    POLICIES,
+    STATS_SIZE,
+    TEMPLATES,
+    Dest,
+)
+from tunlb.ipvs.far import FarEnd
+from tunlb.ipvs.match import Match, Prefix, Prefixes
+from tunlb.ipvs.matches import MatchTable
+from tunlb.ipvs.mss import AUTO as MSS_AUTO
 from tunlb.ipvs.protocol import Protocol
+from tunlb.ipvs.ramp import Ramp, Ramps, weights
 from tunlb.ipvs.sched import find as find_scheduler
+from tunlb.ipvs.scheduler import Scheduler
 from tunlb.ipvs.service import Service, ServiceTable
+from tunlb.ipvs.synpolicy import SynPolicy
 from tunlb.ipvs.xmit import find as find_mode
 from tunlb.ipvs.xmit import names as mode_names
+from tunlb.netif import Key
+from tunlb.pipeline.hooks import ErrorHandler
+from tunlb.wire.encap import KINDS
+from tunlb.wire.tcp_options import NO_WSCALE
 from tunlb.wiring import pair
 
 DEST_IDS = 65536  #: dests of all services, those that still drain included
@@ -75,6 +101,30 @@ class DestIds:
             self._free.append(index)
 
 
+def _prefixes(networks: Iterable[IPNetwork]) -> Prefixes:
+    return Prefixes(
+        [
+            Prefix(*pair(net.network_address), net.prefixlen + (96 if net.version == 4 else 0))
+            for net in networks
+        ]
+    )
+
+
+def _both_ends(ports: PortRange | None) -> tuple[int, int]:
+    return (0, 65535) if ports is None else (ports.first, ports.last)
+
+
+def _match(line: MatchConf) -> Match:
+    return Match(
+        _prefixes(line.src),
+        _prefixes(line.dst),
+        _both_ends(line.sport),
+        _both_ends(line.dport),
+        line.iport or "",
+        line.oport or "",
+    )
+
+
 def _same(one: ServiceConf, other: ServiceConf) -> Generator[None, None, bool]:
     if msgspec.structs.replace(one, dests=other.dests) != other:
         return False
@@ -87,16 +137,40 @@ def _same(one: ServiceConf, other: ServiceConf) -> Generator[None, None, bool]:
     return True
 
 
+def far_end(line: ServiceConf, dest: DestConf) -> FarEnd | None:
+    if dest.fwdmode != "tunnel":
+        return None
+    keys = dest.tunnel
+    wanted = (0, 0) if keys.src is None else pair(keys.src)
+    kind = KINDS.index(keys.type)
+    versions = dest.daddr.version, line.version
+    return FarEnd(kind, *versions, keys.port, keys.csum, wanted)
+
+
+class Setting(NamedTuple):
+    """Of a dest; ``since`` is when its slow start began, -1: it has none (see ipvs/ramp.py)."""
+
+    weight: int
+    fwdmode: int
+    max_conn: int
+    min_conn: int
+    since: int
+
+
 class Change:
-    """A service that is new or differs: ``settings`` are (weight, fwdmode, max_conn) of its
-    ``dests``; ``old`` is the service of that name until now.
+    """A service that is new or differs: ``settings`` are those of its ``dests``, ``weights`` what
+    their schedulers see at first; ``old`` is the service of that name until now. ``bypass`` see
+    Service.
     """
 
     def __init__(self, service: Service, old: Service | None) -> None:
         self.service = service
         self.old = old
         self.dests: list[Dest] = []
-        self.settings: list[tuple[int, int, int]] = []
+        self.bypass: Dest | None = None
+        self.settings: list[Setting] = []
+        self.weights: list[int] = []
+        self.ends: list[FarEnd | None] = []  # of those that a tunnel reaches
 
 
 class Draft:
@@ -110,6 +184,7 @@ class Draft:
     def __init__(self, now: int) -> None:
         self.now = now
         self.table = ServiceTable()
+        self.matches: MatchTable | None = None
         self.lines: dict[str, ServiceConf] = {}
         self.services: dict[str, Service] = {}
         self.changes: list[Change] = []
@@ -126,6 +201,7 @@ class Catalog:
         protocols: Mapping[str, Protocol],
         seed: int,
         dest_stats: memoryview | None,
+        on_error: ErrorHandler,
     ) -> None:
         self.services: dict[str, Service] = {}
         self.lines: dict[str, ServiceConf] = {}
@@ -135,13 +211,17 @@ class Catalog:
         self._protocols = protocols
         self._seed = seed
         self._dest_stats = dest_stats
+        self._on_error = on_error
         self._modes = {name: find_mode(name).number for name in mode_names()}
         self._timeouts: object = None
         self._draining: dict[DestKey, Dest] = {}
+        self.ramps = Ramps()
+        self.lapsing = False  # there may be something for Lapse.sweep
 
     def draw_up(self, draft: Draft, config: Config, ids: Mapping[DestKey, int]) -> Iterator[None]:
         """Fill ``draft`` with what ``config`` means, a service at a time. ``ids``: see DestIds."""
         same_timeouts = config.timeouts == self._timeouts
+        host_side = {pair(a.ip) for port in config.ports for a in port.host_addresses}
         for line in config.services:
             known = self.lines.get(line.name)
             same = False
@@ -150,20 +230,25 @@ class Catalog:
             if known is not None and same:
                 draft.lines[line.name] = known
                 service = self.services[line.name]
+                yield from self._index_dests(draft, service, line, service.dests)
             else:
                 draft.lines[line.name] = line
                 change = self._change(config, line)
                 yield
                 yield from self._draw_dests(draft, change, line, ids)
                 service = change.service
+                yield from self._index_dests(draft, service, line, change.dests)
                 if known is not None:
-                    self._miss_dests(draft, known, change.dests)
+                    self._miss_dests(draft, known, change)
             draft.services[line.name] = service
             draft.table.add(service)
+            if service.match is not None:
+                draft.matches = draft.matches or MatchTable(host_side)
+                draft.matches.services.append(service)
             yield
         for name, line in self.lines.items():
             if name not in draft.lines:
-                self._miss_dests(draft, line, [])
+                self._miss_dests(draft, line, None)
                 yield
 
     def _change(self, config: Config, line: ServiceConf) -> Change:
@@ -177,38 +262,120 @@ class Catalog:
             and old.scheduler.table_size == line.mh_table_size
             else cls(self._seed, line.mh_table_size)
         )
-        protocol = self._protocols[line.proto]
+        v6_ping = line.proto == "icmp" and line.version == 6
+        protocol = self._protocols["icmpv6" if v6_ping else line.proto]
         service = Service(
             line.name,
-            line.vaddr.version,
+            line.version,
             protocol.number,
-            pair(line.vaddr),
+            None if line.vaddr is None else pair(line.vaddr),
             line.vport.first,
             line.vport.last,
             scheduler,
             protocol.timeouts(config.timeouts_ms(line)),
             tuple(pair(address) for address in line.laddrs_expanded),
             round(line.drain_s * 1000),
+            None if line.match is None else _match(line.match),
         )
+        service.client_ip = client_address.how(line.client_ip, line.client_ip_udp)
+        service.fallback = line.fallback
+        if line.mss_clamp is not False:
+            service.mss_clamp = MSS_AUTO if line.mss_clamp is True else line.mss_clamp
+        if line.synproxy:
+            service.synproxy = SynPolicy(
+                line.synproxy_above,
+                line.synproxy_mss or 0,
+                line.synproxy_wscale or NO_WSCALE,
+                line.synproxy_sack,
+                line.synproxy_timestamps,
+            )
+            if line.client_ip == "toa":
+                service.synproxy.less = 8 if line.version == 4 else 20
+        self._set_policies(service, line)
+        service.conn_rate = line.conn_rate
+        service.conn_burst = line.conn_burst
         return Change(service, old)
+
+    def _set_policies(self, service: Service, line: ServiceConf) -> None:
+        service.persistence_ms = round(line.persistence_s * 1000)
+        if line.persistence_mask is not None:
+            length = line.persistence_mask + (96 if service.af == 4 else 0)
+            mask = (1 << 128) - (1 << (128 - length))
+            service.mask_hi, service.mask = mask >> 64, mask & 0xFFFF_FFFF_FFFF_FFFF
+        service.ops = line.ops
+        service.max_conn = self._share(line.max_conn)
+        service.expire_nodest = POLICIES[line.expire_nodest]
+        service.expire_quiescent = POLICIES[line.expire_quiescent]
+        service.reset_on_expire = line.reset_on_expire
+        service.remembers = line.proto == "tcp" and (
+            line.reset_on_expire or "reset" in (line.expire_nodest, line.expire_quiescent)
+        )
+        service.slow_start_ms = round(line.slow_start_s * 1000)
+
+    def _share(self, limit: int) -> int:
+        """A limit as this worker, one of several that count for themselves, keeps to it."""
+        sharding = self._ipvs.sharding
+        return limit if sharding is None else -(-limit // sharding.workers)
 
     def _draw_dests(
         self, draft: Draft, change: Change, line: ServiceConf, ids: Mapping[DestKey, int]
     ) -> Iterator[None]:
+        up = self._up(change.old) if change.service.slow_start_ms else set()
         for dest_line in line.dests:
             key = dest_key(line, dest_line)
             dest = self.dests.get(key)
             if dest is None:
                 dest = self._new_dest(draft, key, ids[key], dest_line.daddr.version)
+            if dest_line.fwdmode == "bypass":
+                change.bypass = dest
+                continue
             change.dests.append(dest)
+            since = -1
+            if up:
+                since = dest.ramp_from if dest.id in up else draft.now
+            fwdmode = self._modes[dest_line.fwdmode]
+            if fwdmode == FWD_FNAT and dest_line.daddr.version != line.version:
+                fwdmode = FWD_NAT64
             change.settings.append(
-                (dest_line.weight, self._modes[dest_line.fwdmode], dest_line.max_conn)
+                Setting(
+                    dest_line.weight,
+                    fwdmode,
+                    self._share(dest_line.max_conn),
+                    self._share(dest_line.min_conn),
+                    since,
+                )
             )
+            change.ends.append(far_end(line, dest_line))
             if len(change.dests) % PIECE == 0:
                 yield
+        change.weights = weights(
+            [Ramp(setting.weight, setting.since) for setting in change.settings],
+            change.service.slow_start_ms,
+            draft.now,
+        )
         scheduler = change.service.scheduler
-        yield from scheduler.prepare(change.dests, [weight for weight, _, _ in change.settings])
+        try:
+            yield from scheduler.prepare(change.dests, change.weights)
+        except Exception as error:
+            self._misbehaved(scheduler, error)
         draft.changes.append(change)
+
+    def _index_dests(
+        self, draft: Draft, service: Service, line: ServiceConf, dests: list[Dest]
+    ) -> Iterator[None]:
+        """With a fallback, a dest's answer may be the first that we see of a conn."""
+        if not service.fallback:
+            return
+        for count, (dest, dest_line) in enumerate(zip(dests, line.dests, strict=True)):
+            if dest_line.fwdmode == "nat":
+                draft.table.add_fallback(service, dest)
+            if count % PIECE == 0:
+                yield
+
+    def _up(self, service: Service | None) -> set[int]:
+        """The dests of a running service that take new conns."""
+        dests = [] if service is None else service.dests
+        return {dest.id for dest in dests if dest.available and dest.full_weight > 0}
 
     def _new_dest(self, draft: Draft, key: DestKey, index: int, af: int) -> Dest:
         """Known from now on, which no packet sees: no conn has its number."""
@@ -227,9 +394,11 @@ class Catalog:
             draft.late.append(dest)
         return dest
 
-    def _miss_dests(self, draft: Draft, line: ServiceConf, dests: list[Dest]) -> None:
-        """Which dests of ``line``, that runs, are not among ``dests``."""
-        staying = {dest.id for dest in dests}
+    def _miss_dests(self, draft: Draft, line: ServiceConf, change: Change | None) -> None:
+        """Which dests of ``line``, that runs, are not among those of ``change``."""
+        staying = set() if change is None else {dest.id for dest in change.dests}
+        if change is not None and change.bypass is not None:
+            staying.add(change.bypass.id)
         drain_ms = self.services[line.name].drain_ms
         for dest_line in line.dests:
             key = dest_key(line, dest_line)
@@ -245,13 +414,18 @@ class Catalog:
         change: Change
         for change in draft.changes:
             self._adopt_change(change, draft.now)
-        for _, dest, drain_ms in draft.gone:
+        for key, dest, drain_ms in draft.gone:
+            service = draft.services.get(key[0]) or self.services[key[0]]
             dest.available = False
-            dest.drain_until = draft.now + drain_ms
+            self._drain(dest, service.expire_nodest, drain_ms, draft.now)
+            # Its templates are of no use to anybody, and it cannot be forgotten before they are.
+            self.lapsing = self.lapsing or self.services[key[0]].persistence_ms != 0
+        self.ramps.forget(draft.services, draft.now)
         self.services = draft.services
         self.lines = draft.lines
         self._timeouts = config.timeouts
-        self._ipvs.services = draft.table
+        self._ipvs.birth.services = draft.table
+        self._ipvs.birth.matches = draft.matches
 
     def drain(self, draft: Draft) -> Iterator[None]:
         """Remember what is to be forgotten when it has drained."""
@@ -265,21 +439,69 @@ class Catalog:
         old: Service | None = change.old
         if old is not None:
             service.next_laddr = old.next_laddr % max(1, len(service.laddrs))
+            if service.synproxy is not None:
+                service.synproxy.on = old.synproxy is not None and old.synproxy.on
+            elif old.synproxy is not None:
+                service.synproxy = old.synproxy
+                service.synproxy.retire(now)
         dest: Dest
-        for dest, (weight, fwdmode, max_conn) in zip(change.dests, change.settings):
+        for dest, setting, weight in zip(change.dests, change.settings, change.weights):
             if not dest.available:
                 # A removed one that comes back.
                 dest.available = True
                 dest.drain_until = -1
             if weight > 0:
                 dest.drain_until = -1
-            elif dest.drain_until < 0:
+            elif dest.drain_until < 0 or dest.policy != service.expire_quiescent:
                 # Quiescent: no new conns, and its old ones get as long as those of a removed one.
-                dest.drain_until = now + service.drain_ms
+                self._drain(dest, service.expire_quiescent, service.drain_ms, now)
             dest.weight = weight
-            dest.fwdmode = fwdmode
-            dest.max_conn = max_conn
-        service.set_dests(change.dests)
+            dest.full_weight = setting.weight
+            dest.ramp_from = setting.since
+            dest.fwdmode = setting.fwdmode
+            dest.max_conn = setting.max_conn
+            dest.min_conn = setting.min_conn
+            dest.overloaded = False
+            if setting.max_conn != 0:
+                dest.weigh()
+        for dest, far in zip(change.dests, change.ends):
+            if far is not None:
+                dest.far = far  # and stays, for the conns of a dest that no tunnel reaches any more
+        if old is not None and (old.max_conn != 0) == (service.max_conn != 0):
+            service.carried = old.carried  # else one that was not kept, or need not be
+        bypass: Dest | None = change.bypass
+        if bypass is not None:
+            bypass.available = True
+            bypass.drain_until = -1
+            bypass.fwdmode = FWD_BYPASS
+        try:
+            service.set_dests(change.dests, bypass)
+        except Exception as error:
+            self._misbehaved(service.scheduler, error)
+        self.ramps.watch(service, now)
+
+    def _misbehaved(self, scheduler: Scheduler, error: Exception) -> None:
+        """A user's scheduler raised: no reason to end a worker, which its successor would too. Who
+        asks it for a dest gets what it has, or its next error.
+        """
+        self._ipvs.counters.add(Event.HOOK_ERRORS, 1)
+        self._on_error(scheduler, error)
+
+    def _drain(self, dest: Dest, policy: int, drain_ms: int, now: int) -> None:
+        """A dest takes no new conns: what becomes of those it has."""
+        dest.policy = policy
+        dest.drain_until = now + drain_ms
+        if policy != KEEP:
+            dest.drain_until = max(0, now - 1)
+            self.lapsing = True
+
+    def local_addresses(self) -> Iterator[Key | None]:
+        """Of the dests that are the host itself, those that drain too; None for a rest."""
+        for count, dest in enumerate(list(self.dests.values())):
+            if dest.fwdmode == FWD_LOCAL:
+                yield dest.daddr_hi, dest.daddr
+            elif count % PIECE == 0:
+                yield None
 
     def sweep(self) -> None:
         """Forget drained dests without conns. Not while a draft is drawn up, which may count on
@@ -289,7 +511,7 @@ class Catalog:
         for key, dest in list(self._draining.items()):
             if dest.available:
                 del self._draining[key]
-            elif dest.load() == 0:
+            elif dest.load() == 0 and dest.stats[TEMPLATES] == 0:
                 del self._draining[key]
                 del self.dests[key]
                 self.ids.forget(key)

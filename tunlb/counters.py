@@ -58,7 +58,7 @@ class DropReason(_Sentence):
     MARTIAN = 14, "A source or destination address that must not appear on a wire."
     LAND = 15, "Source and destination are the same endpoint."
     FRAGMENT = 16, "An IP fragment; ports are unknown in all but the first."
-    L4_HEADER = 17, "The TCP, UDP or ICMP header is truncated or its length field lies."
+    L4_HEADER = 17, "The TCP, UDP, SCTP or ICMP header is truncated or its length field lies."
     TTL_EXCEEDED = 18, "TTL or hop limit used up; the sender gets ICMP time exceeded."
     MTU_EXCEEDED = (
         19,
@@ -97,6 +97,62 @@ class DropReason(_Sentence):
     RATE_LIMITED = 44, "An answer of ours (ICMP) withheld by its rate limit."
     HANDOVER_FULL = 45, "The mailbox of the worker that owns the flow is full."
     PEERS_FULL = 46, "Too many messages for other workers wait in this burst."
+    PROXY_NO_ROOM = (
+        47,
+        "With its PROXY header larger than the dest's MTU; the sender gets frag needed or too big.",
+    )
+    SYNPROXY_COOKIE = 48, "A segment of no conn to a SYN proxy, without a SYN cookie that is good."
+    SYNPROXY_WAITING = (
+        49,
+        "A segment that has no place on a proxied conn whose dest has not answered yet.",
+    )
+    SYNPROXY_HELD_FULL = 50, "Too many segments are held until dests have answered."
+    ACL_DENIED = 51, "The source is on the black list of the service."
+    ACL_NOT_ALLOWED = 52, "The service has a white list, and the source is not on it."
+    TCP_UNKNOWN_PORT = 53, "TCP to a VIP's port that no service has, with `defence_tcp`."
+    CONN_RATE = 54, "The source opens more conns a second than the service's `conn_rate`."
+    FRAGMENT_INVALID = (
+        55,
+        "A fragment too small for its headers, misaligned or beyond 65,535 bytes.",
+    )
+    FRAGMENT_OVERLAP = 56, "A fragment that overlaps others of its datagram, or comes twice."
+    FRAGMENT_ORPHAN = 57, "A later fragment for a service, whose first one opened no conn."
+    FRAGMENT_TIMEOUT = 58, "A later fragment that waited for the first in vain."
+    FRAGMENT_QUEUE_FULL = 59, "Too many later fragments wait for their first ones."
+    TC_QUEUE_FULL = 60, "The queue of the packet's tc class is full."
+    TC_POLICED = 61, "Beyond the rate of a tc class that has no queue."
+    NAT64_HEADER = (
+        62,
+        "A fragment, an authentication header or too long a packet, to or from a dest of NAT64.",
+    )
+    NAT64_NO_CHECKSUM = 63, "A UDP datagram over IPv6 without a checksum, for a dest over IPv4."
+    ICMP_UNTRANSLATABLE = 64, "An ICMP error that the other family has no words for."
+    SCTP_NOT_INIT = 65, "An SCTP packet other than an INIT to a service that knows no such conn."
+    HOST_MAC = (
+        66,
+        "From the host, with a source other than the port's MAC address (is its TAP on a bridge?).",
+    )
+    MIRROR_LOST = 67, "A copy for the host that its TAP did not take; the frame itself went on."
+    ECHO_UNKNOWN = 68, "An ICMP echo reply to a service, of a ping that no conn knows."
+    STANDBY = 69, "Read from a device of a bond that is not its active one."
+    TUNNEL_LOOP = 70, "The far end of a tunnel is an address of ours: wrapping would loop."
+    TUNNEL_SOURCE = 71, "No address of ours can be the source of a tunnel's outer header."
+    SEGMENTS = (
+        72,
+        "An offloaded frame that cannot be cut for a tunnel: too many or too odd segments.",
+    )
+    TUNNEL_ERROR = (
+        73,
+        "An ICMP error about a tunnel's outer packet; the client is told if it quotes enough.",
+    )
+    SERVICE_FULL = (
+        74,
+        "The service carries its max_conn conns; the sender gets port unreachable.",
+    )
+    CONN_LAPSED = (
+        75,
+        "The conn's dest was removed or made quiescent, and the service ends its conns then.",
+    )
 
 
 class Event(_Sentence):
@@ -132,6 +188,47 @@ class Event(_Sentence):
     HANDED_OVER = 27, "Frames handed over to the worker that owns their flow."
     HANDED_IN = 28, "Frames taken over from another worker."
     CONN_ADOPTED = 29, "Conns of a former worker that its successor went on with."
+    TOA_SENT = 30, "Segments that told the client's address by TOA."
+    TOA_OMITTED = 31, "Segments without TOA, because it did not fit the path's MTU."
+    PROXY_SENT = 32, "PROXY headers put before the first bytes of a client, repeated ones included."
+    PROXY_ALONE = 33, "PROXY headers sent in a segment of their own."
+    PROXY_PIECES = (
+        34,
+        "Frames of datagrams cut in software, so that a PROXY header can stand between.",
+    )
+    SYNPROXY_SYNACKS = 35, "SYNs answered with a SYN cookie."
+    SYNPROXY_CONNS = 36, "Conns born by a SYN cookie that came back."
+    SYNPROXY_OPENED = 37, "Proxied conns whose dest answered."
+    SYNPROXY_RETRIES = 38, "SYNs of the SYN proxy repeated to a dest."
+    SYNPROXY_REFUSED = 39, "Clients of the SYN proxy reset: their dest refused or did not answer."
+    SYNPROXY_ABORTED = 40, "Clients of the SYN proxy that gave up before their dest answered."
+    SYNPROXY_HELD = 41, "Segments held until a dest had answered."
+    SYNPROXY_ON = 42, "Times that too many half-open conns made a service's SYN proxy start."
+    FRAGMENT_FIRST = 43, "First fragments whose ports are remembered."
+    FRAGMENT_LATER = 44, "Later fragments that went the way of their first one."
+    FRAGMENT_HELD = 45, "Later fragments that had to wait for their first one."
+    FRAGMENT_EVICTED = 46, "Datagrams forgotten, before they were whole, to make room for others."
+    RATE_EVICTED = 47, "Sources whose conn rate was forgotten to make room for others."
+    TC_QUEUED = 48, "Packets that waited in the queue of a tc class."
+    NAT64_PACKETS = 49, "Packets translated from one IP version to the other."
+    NAT64_CHECKSUMS = 50, "UDP datagrams of no checksum that got the one that IPv6 wants."
+    HOST_IN = 51, "Frames that tunlb does not handle, passed to the host."
+    HOST_OUT = 52, "Frames of the host, written to its port."
+    HOST_MIRRORED = 53, "Copies of received frames for the host."
+    CONN_BYPASSED = 54, "Conns born to their original destination: no dest may take them."
+    CONN_RESUMED = 55, "Conns of another director that the fallback of a service went on with."
+    SEGMENTS_CUT = 56, "Segments cut from offloaded frames for a tunnel."
+    TUNNEL_PMTU = 57, "Path MTUs of tunnels lowered by ICMP errors."
+    TUNNEL_PMTU_EXPIRED = 58, "Path MTUs of tunnels forgotten after their time."
+    MSS_CLAMPED = 59, "SYNs whose MSS option was lowered."
+    OPS_PACKETS = 60, "Datagrams scheduled one by one, without a conn."
+    TEMPLATE_NEW = 61, "Persistence templates made."
+    TEMPLATE_MOVED = 62, "Persistence templates given another dest, because theirs was gone."
+    TEMPLATE_EXPIRED = 63, "Persistence templates ended by their timeout."
+    TEMPLATE_ASKED = 64, "New conns for whose template another worker was asked."
+    CONN_RESET = 65, "Conns of which both sides were sent a RST."
+    RESETS_SENT = 66, "RSTs sent."
+    CONN_ENDED = 67, "Conns ended because their dest was removed or made quiescent."
 
 
 class Gauge(_Sentence):
@@ -141,6 +238,11 @@ class Gauge(_Sentence):
     CONNS = 1, "Rows in use in the conn table."
     NEIGHS = 2, "Neighbours known or asked for."
     LPORT_POOLS = 3, "Pools of local ports, one for each laddr and dest endpoint."
+    SYNPROXY_HELD = 4, "Segments that the SYN proxy holds."
+    TEMPLATES = 5, "Persistence templates, which are among the rows in use."
+    RAMPS = 6, "Dests whose weight still grows after their start."
+    FRAGMENTS_WAITING = 7, "Later fragments that wait for their first ones."
+    TC_WAITING = 8, "Packets in the queues of tc classes."
 
 
 # Room for those to come, so that a later version finds each where it was.

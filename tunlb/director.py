@@ -22,12 +22,15 @@ import msgspec
 from tunlb.catalog import Catalog, DestKey, Draft
 from tunlb.conf import Config, Neigh
 from tunlb.counters import Counters, Event, Gauge
-from tunlb.hook import Hook, Point
+from tunlb.hook import Hook, Point, Verdict
 from tunlb.ipvs.conn import ConnTable
-from tunlb.ipvs.core import Defence, Ipvs, IpvsIn
+from tunlb.ipvs.core import Ipvs, IpvsIn
 from tunlb.ipvs.laddr import LportPools
 from tunlb.ipvs.life import Life
-from tunlb.ipvs.proto import tcp, udp
+from tunlb.ipvs.nat64 import Nat64
+from tunlb.ipvs.outer import PATH
+from tunlb.ipvs.persist import HOLD
+from tunlb.ipvs.proto import icmp, sctp, tcp, udp
 from tunlb.ipvs.service import Service
 from tunlb.ipvs.sharding import Sharding
 from tunlb.ipvs.xmit import find as find_mode
@@ -38,11 +41,15 @@ from tunlb.outbox import Outbox
 from tunlb.packet import Packet
 from tunlb.peers import Peers
 from tunlb.pipeline.hooks import ErrorHandler
+from tunlb.pipeline.host_fragments import HostFragments
 from tunlb.pipeline.icmp import IcmpErrors
 from tunlb.pipeline.ingress import Ingress
 from tunlb.pipeline.ip import Ip
+from tunlb.pipeline.originate import Originate
+from tunlb.protection import Draft as ProtectionDraft
+from tunlb.protection import Protection
 from tunlb.route import RouteTable
-from tunlb.wiring import Owned, Wiring, pair
+from tunlb.wiring import Owned, Wiring, hosts_of, mirror, pair
 
 TIMER_BUDGET = (
     4096  #: timers fired per tick, so that a wave of expiries does not hold up the packets
@@ -98,21 +105,48 @@ class Director:
             Netif(i, port.name, macs.get(port.name, 0), port.mtu, tun=port.type == "tun")
             for i, port in enumerate(config.ports)
         ]
+        # A backup's queue carries the frames of the port that it stands by for.
+        self.carried = [*self.netifs]
+        for i, port in enumerate(config.ports):
+            for netif in self.netifs:
+                if netif.name == port.backup_of:
+                    self.carried[i] = netif
+        hosts = hosts_of(config, self.netifs)
+        self.netifs += hosts
+        self.carried += hosts
         addresses = Addresses()
         routes = RouteTable()
         self.neighs = NeighTable(counters, addresses, self.outbox, self.peers, neigh_rows)
         self.ip = Ip(counters, addresses, routes, self.neighs, on_error)
-        self.icmp = IcmpErrors(counters, addresses, self.ip, self.outbox)
+        self.sender = Originate(counters, self.ip, self.outbox)
+        self.icmp = IcmpErrors(counters, addresses, self.sender)
         self.ingress = Ingress(self.ip, self.neighs)
         pools = LportPools() if sharding is None else LportPools(sharding.workers, sharding.worker)
-        protocols = [tcp.PROTOCOL(), udp.PROTOCOL()]
+        protocols = [
+            tcp.PROTOCOL(),
+            udp.PROTOCOL(),
+            sctp.PROTOCOL(),
+            icmp.PROTOCOL(),
+            icmp.PROTOCOL_V6(),
+        ]
         modes = [find_mode(name)(pools) for name in mode_names()]
+        modes.append(Nat64(pools, counters))
         life = Life(counters, conns, pools, protocols, modes)
-        self.ipvs = Ipvs(counters, life, self.neighs, routes, addresses, sharding)
-        for hook in (Defence(), IpvsIn(self.ipvs), *hooks):
+        self.ipvs = Ipvs(counters, life, self.neighs, routes, addresses, self.sender, sharding)
+        self.ipvs.outer.peers = self.peers
+        self.ipvs.birth.persistence.peers = self.peers
+        self._ipvs_in = IpvsIn(self.ipvs)
+        workers = 1 if sharding is None else sharding.workers
+        self.protection = Protection(counters, self.ipvs, self.ip, self.outbox, workers)
+        beside = [HostFragments(self.ip)] if hosts else []
+        for hook in (*beside, self.protection.defence, self._ipvs_in, *hooks):
             self.ip.chain(Point(hook.point)).register(hook)
         self._catalog = Catalog(
-            self.ipvs, {protocol.name: protocol for protocol in protocols}, seed, dest_stats
+            self.ipvs,
+            {protocol.name: protocol for protocol in protocols},
+            seed,
+            dest_stats,
+            on_error,
         )
         self._work: list[Iterator[None]] = []
         self._lingering: list[Owned] = []
@@ -135,12 +169,45 @@ class Director:
                 self.icmp.send(pkt, now)
         return verdict
 
+    def segment(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        """The verdict on the next segment of a packet that :meth:`receive` gave back as STOLEN with
+        CUT in ``owner``; -1: that was all.
+        """
+        verdict: cython.int = self.ipvs.transmit.next_segment(pkt, now)
+        if verdict == 1:
+            verdict = self.ip.resume(pkt, self._ipvs_in, now)
+        if verdict == 0:
+            self.counters.drop(pkt.reason)
+        return verdict
+
+    def resume(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        """As :meth:`receive`, for a later fragment that waited for its first one: loaded again, it
+        goes on where it was held. Hooks have seen it.
+        """
+        verdict: cython.int = 0
+        reason: cython.int = self.ip.reread(pkt)
+        if reason != 0:
+            pkt.drop(reason)
+        else:
+            verdict = self.protection.fragments.resume(pkt, now)
+            if verdict == Verdict.STOP:
+                verdict = self.ip.rcv_fin(pkt, now)
+        if verdict == 0:
+            self.counters.drop(pkt.reason)
+        return verdict
+
+    def wake(self, now: cython.longlong) -> None:
+        """What the outbox asked for (see Outbox.wake_at). Frames may wait there afterwards."""
+        self.protection.wake(now)
+
     def tick(self, now: cython.longlong) -> None:
         """Let time pass; call it every 50 to 250 ms. Frames may wait in the outbox afterwards, and
         work for :meth:`step`.
         """
-        self.ipvs.timers.advance(now, TIMER_BUDGET)
+        self.ipvs.life.timers.advance(now, TIMER_BUDGET)
         self.neighs.advance(now, TIMER_BUDGET)
+        self.ipvs.outer.expire(now)
+        self.protection.tick(now)
         if self._announcements and now >= self._announcements[0]:
             self._announcements.pop(0)
             self.neighs.announce()
@@ -148,14 +215,28 @@ class Director:
         if now - self._swept >= SWEEP_MS and not self._work:
             self._swept = now
             self._sweep(now)
+        if self._catalog.lapsing and not self._work:
+            self._catalog.lapsing = False
+            self._work.append(self.ipvs.lapse.sweep(now))
+        if self._catalog.ramps.due(now) and not self._work:
+            self._work.append(self._catalog.ramps.turn(now))
         self.counters.set(Gauge.CONNS, self.ipvs.conns.count)
+        self.counters.set(Gauge.TEMPLATES, self.ipvs.life.templates)
+        self.counters.set(Gauge.RAMPS, self._catalog.ramps.count)
         self.counters.set(Gauge.NEIGHS, len(self.neighs))
-        self.counters.set(Gauge.LPORT_POOLS, len(self.ipvs.pools))
+        self.counters.set(Gauge.LPORT_POOLS, len(self.ipvs.life.pools))
+        self.counters.set(Gauge.SYNPROXY_HELD, self.ipvs.birth.synproxy.held.count)
         self.counters.set(Gauge.HEARTBEAT, now)
 
     def hear(self, message: bytes, now: int) -> None:
         """A message that another worker's director put into its ``peers``."""
-        self.neighs.hear(message, now)
+        if message[:1] == bytes((PATH,)):
+            self.ipvs.outer.hear(message, now)
+        elif message[:1] == bytes((HOLD,)):
+            birth = self.ipvs.birth
+            birth.persistence.hear(message, birth.services, now)
+        else:
+            self.neighs.hear(message, now)
 
     # -- configuration
 
@@ -213,19 +294,28 @@ class Director:
         yield from catalog.draw_up(draft, config, ids)
         lingering = [*self._lingering, *self._left_behind(draft)]
         wiring = Wiring(self.netifs)
-        yield from wiring.draw(config, self._owned(draft.services, lingering), self.ip.addresses)
+        yield from wiring.draw(
+            config,
+            self._owned(draft.services, lingering),
+            self.ip.addresses,
+            catalog.local_addresses(),
+        )
+        guard = ProtectionDraft()
+        yield from self.protection.draw(guard, config, wiring)
         # What did not change is the former object: the other one is garbage, and so is the rest of
         # what ran until now. Freed at once that would take as long as a burst may not wait.
-        garbage = [*config.services, *self.config.services]
+        garbage = [*config.services, *self.config.services, *self.config.acls]
         config = msgspec.structs.replace(config, services=tuple(draft.lines.values()))
         former = [*catalog.services.values(), *draft.changes]
         # No piece ends here: from one packet to the next everything is new.
         self._lingering = lingering
         self._wire(wiring, config, now)
         catalog.adopt(draft, config)
+        self.protection.adopt(guard, config)
         self.config = config
         yield
         yield from catalog.drain(draft)
+        yield from self.protection.drain()
         del draft
         for rest in (former, garbage):
             while rest:
@@ -253,13 +343,13 @@ class Director:
         self.netifs = wiring.netifs
         for netif in self.netifs:
             netif.vlans = wiring.vlans.get(netif.index, {})
+        mirror(config, wiring.by_name)
         self.ip.addresses = wiring.addresses
         self.ip.routes = wiring.routes
         self.icmp.addresses = wiring.addresses
-        self.ipvs.addresses = wiring.addresses
-        self.ipvs.routes = wiring.routes
+        self.ipvs.rewire(wiring.addresses, wiring.routes)
         self.neighs.addresses = wiring.addresses
-        self.neighs.netifs = {(netif.queue, netif.vid): netif for netif in self.netifs}
+        self.neighs.netifs = dict(self._by_queue())
         if config.neighs != self._static:
             self._static = config.neighs
             self.neighs.forget_static()
@@ -268,12 +358,28 @@ class Director:
                 self.neighs.add_static(netif, *pair(static.addr), bytes(static.mac))
         self.neighs.epoch += 1
 
+    def _by_queue(self) -> Iterator[tuple[tuple[int, int], Netif]]:
+        """What peers and rows call each interface; one of a bond by the queue of any device."""
+        for queue, netif in enumerate(self.carried):
+            yield (queue, 0), netif
+            for vid, vlan in netif.vlans.items():
+                yield (queue, vid), vlan
+
+    def activate(self, queue: int, now: int) -> None:
+        """The device with this queue is the active one of its bond from now on: frames leave by it,
+        and whoever is behind it is told.
+        """
+        netif = self.carried[queue]
+        for each in (netif, *netif.vlans.values()):
+            each.queue = queue
+        self.announce(now)
+
     def _sweep(self, now: int) -> None:
         """Forget drained dests without conns, empty lport pools, and addresses that only drained
         services needed.
         """
         self._catalog.sweep()
-        self.ipvs.pools.sweep()
+        self.ipvs.life.pools.sweep()
         staying = [addresses for addresses in self._lingering if addresses.until > now]
         if len(staying) < len(self._lingering):
             self._work.append(self._rewiring(staying, now))
@@ -281,7 +387,8 @@ class Director:
     def _rewiring(self, lingering: list[Owned], now: int) -> Iterator[None]:
         wiring = Wiring(self.netifs)
         owned = self._owned(self._catalog.services, lingering)
-        yield from wiring.draw(self.config, owned, self.ip.addresses)
+        local = self._catalog.local_addresses()
+        yield from wiring.draw(self.config, owned, self.ip.addresses, local)
         self._lingering = lingering
         self._wire(wiring, self.config, now)
 
@@ -296,5 +403,5 @@ class Director:
             "conns": self.ipvs.conns.count,
             "conn_max": self.ipvs.conns.conn_max,
             "neighs": len(self.neighs),
-            "lport_pools": len(self.ipvs.pools),
+            "lport_pools": len(self.ipvs.life.pools),
         }

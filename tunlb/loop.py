@@ -20,20 +20,20 @@ import importlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from tunlb.boot import BOOT, HOOKS, Boot, decode_pieces
+from tunlb.boot import BOOT, CALLS, Boot, decode_pieces
 from tunlb.channel import Channel, ChannelClosed, blob_lines, get_blob
 from tunlb.conf import Hook as HookConf
 from tunlb.counters import Counters, Event
 from tunlb.director import Director
 from tunlb.hook import Hook, Point
+from tunlb.ipvs import sched
 from tunlb.ipvs.conn import ConnTable, hash_secret
 from tunlb.ipvs.sharding import Sharding, shard_keys
 from tunlb.log import Logger, LogSettings, make_logger
 from tunlb.mailbox import Mailbox
-from tunlb.netif import Netif
 from tunlb.pace import Pace
 from tunlb.shared import LayoutError, Shared
 from tunlb.tap import Drain, Port, monotonic_ms
@@ -57,7 +57,8 @@ def load_hook(line: HookConf) -> Hook:
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
         hook = cls()
-    except Exception as error:
+    # SystemExit: a module that is also a program
+    except (Exception, SystemExit) as error:
         raise HookError(
             f"hook {line.call}: {type(error).__name__}: {error} "
             "(the module must be importable: set PYTHONPATH; the class takes no arguments)"
@@ -87,7 +88,8 @@ class HookErrors:
 class Worker:
     """Runs a director on ports, indexed by ``Netif.queue``.
 
-    ``on_lost`` is told of a port whose device is gone for good; :meth:`replace` brings a new queue.
+    ``on_lost`` is told the index of a port whose device is gone for good; :meth:`replace` brings a
+    new queue. ``standby`` are the indexes of those that are not the active device of their bond.
     ``pace`` runs what the director leaves to do between bursts.
     """
 
@@ -95,23 +97,28 @@ class Worker:
         self,
         director: Director,
         ports: Sequence[Port],
-        on_lost: Callable[[Netif], None],
+        on_lost: Callable[[int], None],
         pace: Pace,
         mailbox: Mailbox | None = None,
+        standby: Iterable[int] = (),
     ) -> None:
         self.director = director
         self.mailbox = mailbox
         self.pace = pace
         self.drain = Drain(director, ports, self._lost, mailbox)
+        self._standby = set(standby)
         self._on_lost = on_lost
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ticker: asyncio.TimerHandle | None = None
+        self._waker: asyncio.TimerHandle | None = None
+        self._waking = 0  # when, while there is a waker
+        self.drain.on_wake = self._wake_at
 
     def start(self) -> None:
         """Begin to forward; call it on the running loop."""
         self._loop = asyncio.get_running_loop()
-        for port in self.drain.ports:
-            self._watch(port)
+        for index in range(len(self.drain.ports)):
+            self._watch(index)
         if self.mailbox is not None:
             self._loop.add_reader(self.mailbox.fd, self.drain.mail)
         self._tick()
@@ -120,8 +127,9 @@ class Worker:
         """Forward nothing more; descriptors are left open for their owner."""
         if self._loop is None:
             return
-        if self._ticker is not None:
-            self._ticker.cancel()
+        for timer in (self._ticker, self._waker):
+            if timer is not None:
+                timer.cancel()
         for port in self.drain.ports:
             if port.fd >= 0:
                 self._loop.remove_reader(port.fd)
@@ -138,11 +146,26 @@ class Worker:
             old.close()
         port = Port(old.netif, fd, old.counters, old.offloads)
         self.drain.ports[index] = port
-        self._watch(port)
+        self._watch(index)
         self.director.announce(monotonic_ms())
 
-    def _watch(self, port: Port) -> None:
-        if self._loop is not None and port.fd >= 0:
+    def activate(self, index: int) -> None:
+        """This device takes the place of the active one of its bond."""
+        carried = self.director.carried
+        former = [i for i, netif in enumerate(carried) if netif is carried[index] and i != index]
+        self._standby.update(former)
+        self._standby.discard(index)
+        if self._loop is not None:
+            for i in former:
+                if self.drain.ports[i].fd >= 0:
+                    self._loop.remove_reader(self.drain.ports[i].fd)
+        self.drain.discard(self.drain.ports[index])
+        self.director.activate(index, monotonic_ms())
+        self._watch(index)
+
+    def _watch(self, index: int) -> None:
+        port = self.drain.ports[index]
+        if self._loop is not None and port.fd >= 0 and index not in self._standby:
             self._loop.add_reader(port.fd, self.drain.readable, port)
 
     def _tick(self) -> None:
@@ -152,26 +175,44 @@ class Worker:
         # One who is at it already does this as well.
         if self.director.busy and not self.pace.busy:
             self.pace.add(self._steps())
-        for port in self.drain.ports:
+        for index, port in enumerate(self.drain.ports):
             if port.fd < 0:
                 continue
             # A reader is told once that its device was deleted, and a read at that very moment may
             # find it only empty (see tunlb/tap.py).
-            if not port.lost:
+            if index in self._standby:
+                self.drain.discard(port)
+            elif not port.lost:
                 self.drain.run(port, monotonic_ms(), 1)
             if port.lost:
                 self._lost(port)
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
+    def _wake_at(self, at: int) -> None:
+        """The director has something to do at ``at`` (ms), which is before its next tick."""
+        if self._loop is None or (self._waker is not None and self._waking <= at):
+            return
+        if self._waker is not None:
+            self._waker.cancel()
+        self._waking = at
+        delay_ms = max(1, at - monotonic_ms())
+        self._waker = self._loop.call_later(delay_ms / 1000, self._wake)
+
+    def _wake(self) -> None:
+        self._waker = None
+        self.director.wake(monotonic_ms())
+        self.drain.flush()
+
     def _steps(self) -> Iterator[None]:
         while self.director.step():
+            self.drain.flush()  # RSTs, where it ends conns
             yield
 
     def _lost(self, port: Port) -> None:
         assert self._loop is not None
         self._loop.remove_reader(port.fd)
         port.close()
-        self._on_lost(port.netif)
+        self._on_lost(self.drain.ports.index(port))
 
 
 class WorkerLife:
@@ -191,6 +232,7 @@ class WorkerLife:
             "go": self._go,
             "config": self._config,
             "port": self._port,
+            "active": self._active,
             "quiesce": self._quiesce,
             "stop": self._stop,
         }
@@ -248,12 +290,15 @@ class WorkerLife:
     # -- what the supervisor says
 
     def _try(self, message: Message, fds: list[int]) -> None:
-        """Can the hooks be had? Asked before anything is set up for which that would matter."""
+        """Can users' code be had? Asked before anything is set up for which that would matter."""
         del message
         try:
-            for line in HOOKS.decode(_payload(fds[0])):
+            calls = CALLS.decode(_payload(fds[0]))
+            for line in calls.hooks:
                 load_hook(line)
-        except HookError as error:
+            for name in calls.schedulers:
+                sched.trial(name)
+        except (HookError, sched.SchedulerError) as error:
             self._say("failed", error=str(error))
         else:
             self._say("fine")
@@ -268,7 +313,7 @@ class WorkerLife:
         self._generations = list(boot.generations)
         try:
             self._worker = self._prepare(boot, fds[1:])
-        except (HookError, LayoutError) as error:
+        except (HookError, sched.SchedulerError, LayoutError) as error:
             self._say("failed", error=str(error))
             self._status = EXIT_UNPREPARED
             self._ended.set()
@@ -307,15 +352,17 @@ class WorkerLife:
         director.start(first.at_ms, first.numbers())
         for applied in later:
             director.apply(applied.config, applied.at_ms, applied.numbers())
-        director.ipvs.quiescent = boot.quiescent
+        director.ipvs.birth.quiescent = boot.quiescent
         writers, queues = rest[: boot.workers], rest[boot.workers :]
+        for queue in boot.active:
+            director.activate(queue, first.at_ms)
         ports = [
-            Port(netif, fd, counters)
-            for netif, fd in zip(director.netifs[: len(queues)], queues, strict=True)
+            Port(netif, fd, counters) for netif, fd in zip(director.carried, queues, strict=True)
         ]
+        standby = [i for i, netif in enumerate(director.carried) if netif.queue != i]
         mailbox = Mailbox(mail_fd, writers, counters) if boot.workers > 1 else None
         self._keep = (shared, mail_fd)
-        return Worker(director, ports, self._lost, self._pace, mailbox)
+        return Worker(director, ports, self._lost, self._pace, mailbox, standby)
 
     def _go(self, message: Message, fds: list[int]) -> None:
         del fds
@@ -346,6 +393,7 @@ class WorkerLife:
         # The director frees it in pieces, if it is the last to have it.
         del arrived
         while director.step():
+            self._worker.drain.flush()
             yield
         self._settings.apply(tunlb)
         self._say("applied", serial=serial)
@@ -356,10 +404,15 @@ class WorkerLife:
         self._generations[index] = message["generation"]
         self._worker.replace(index, fds[0])
 
+    def _active(self, message: Message, fds: list[int]) -> None:
+        del fds
+        assert self._worker is not None
+        self._worker.activate(message["index"])
+
     def _quiesce(self, message: Message, fds: list[int]) -> None:
         del message, fds
         assert self._worker is not None
-        self._worker.director.ipvs.quiescent = True
+        self._worker.director.ipvs.birth.quiescent = True
         # A spare has no conns to count, and the counters are those of the one that goes.
         if self._gone:
             self._worker.director.tick(monotonic_ms())
@@ -371,11 +424,11 @@ class WorkerLife:
 
     # -- what it says itself
 
-    def _lost(self, netif: Netif) -> None:
+    def _lost(self, index: int) -> None:
         assert self._worker is not None
         if self.number == 0:  # every worker lost its queue of one and the same device
             self._worker.director.counters.add(Event.NETIF_LOST, 1)
-        self._say("port_lost", index=netif.queue, generation=self._generations[netif.queue])
+        self._say("port_lost", index=index, generation=self._generations[index])
 
 
 def take_place(name: str, cpu: int | None) -> None:

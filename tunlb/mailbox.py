@@ -15,8 +15,9 @@ into another Packet's, both at the same place in it, so that nothing is moved:
     message  header     the message
 
 Header: kind (1 byte), FORMAT (1), the port's ``Netif.queue`` and ``Netif.vid`` (big-endian, 2
-each), 2 bytes of zero. The VLAN's number has to travel because its tag was taken off already. How
-much L2 there is follows from the interface, which the reader looks up itself.
+each), ``Packet.chosen`` plus 1 (2: so 65535 is ASKED). The VLAN's number has to travel because its
+tag was taken off already. How much L2 there is follows from the interface, which the reader looks
+up itself.
 
 A worker has no privileges and may be in wrong hands, so what it sends is checked as if it came from
 the wire, and no send or recv depends on O_NONBLOCK, which each holder of a socket can take away
@@ -32,7 +33,7 @@ import cython
 
 from tunlb.counters import Counters, DropReason, Event
 from tunlb.netif import Netif
-from tunlb.packet import BUFFER_LEN, ETHER_LEN, L3_OFFSET, VNET_LEN, Packet
+from tunlb.packet import ASKED, BUFFER_LEN, ETHER_LEN, L3_OFFSET, VNET_LEN, Packet
 
 if cython.compiled:
     from cython.cimports.tunlb.mailbox import recv, send
@@ -65,6 +66,7 @@ _L3_OFFSET = cython.declare(cython.int, L3_OFFSET)
 _ETHER_LEN = cython.declare(cython.int, ETHER_LEN)
 _BUFFER_LEN = cython.declare(cython.int, BUFFER_LEN)
 _DONTWAIT = cython.declare(cython.int, socket.MSG_DONTWAIT)
+_ASKED = cython.declare(cython.int, ASKED)
 _UNKNOWN = cython.declare(cython.int, DropReason.UNKNOWN)
 _TRUNCATED = cython.declare(cython.int, DropReason.TRUNCATED)
 _VLAN_UNKNOWN = cython.declare(cython.int, DropReason.VLAN_UNKNOWN)
@@ -126,7 +128,7 @@ class Mailbox:
         pkt.put16(_BASE, _FRAME << 8 | _FORMAT)
         pkt.put16(_BASE + 2, iif.queue)
         pkt.put16(_BASE + 4, iif.vid)
-        pkt.put16(_BASE + 6, 0)
+        pkt.put16(_BASE + 6, (pkt.chosen + 1) & 0xFFFF if pkt.handed else 0)
         sent: cython.bint = False
         if cython.compiled:
             fd: cython.int = self._write_fds[to]
@@ -195,5 +197,8 @@ class Mailbox:
         # A frame that ends before it starts is ingress' to refuse, as one from a port is.
         pkt.reset(_L3_OFFSET if netif.tun else _L3_OFFSET - _ETHER_LEN, _BASE + n)
         pkt.handed = True
+        pkt.chosen = pkt.be16(_BASE + 6) - 1
+        if pkt.chosen == 0xFFFE:
+            pkt.chosen = _ASKED
         self.counters.add(_HANDED_IN, 1)
         return _FRAME

@@ -54,7 +54,7 @@ SEND = 1
 REACHABLE = 2
 PROBE = 3
 DELAY = 4
-NOARP = 5  #: a TUN, or a static neighbour: no protocol, no timer
+NOARP = 5  #: a TUN, the host, or a static neighbour: no protocol, no timer
 
 STATE_NAMES = ("NONE", "SEND", "REACHABLE", "PROBE", "DELAY", "NOARP")
 
@@ -150,7 +150,7 @@ class NeighTable(Wheel):
         """The index of the entry for an address on ``netif``, made if need be; 0 when the table is
         full.
         """
-        if netif.tun:
+        if netif.noarp:
             hi = 0
             lo = 0
         key = (netif.index, hi, lo)
@@ -159,8 +159,9 @@ class NeighTable(Wheel):
             entry = self._new(key, netif)
             if entry is None:
                 return 0
-            if netif.tun:
+            if netif.noarp:
                 entry.state = NOARP
+                entry.set_mac(netif.mac_bytes)  # a host has its port's
             else:
                 self.schedule(entry.index, now, STATE_TIMEOUT_MS[NONE])
         return entry.index
@@ -206,7 +207,7 @@ class NeighTable(Wheel):
     def forget_static(self) -> None:
         """Drop the static neighbours, before those of a new configuration."""
         for entry in list(self._by_key.values()):
-            if entry.state == NOARP and not entry.netif.tun:
+            if entry.state == NOARP and not entry.netif.noarp:
                 self._delete(entry)
 
     # -- the packet path
@@ -499,7 +500,7 @@ class NeighTable(Wheel):
     def _place(self, queue: int, vid: int, hi: int, lo: int, mac: bytes) -> Netif | None:
         """The interface that a row or a message names; None when what it says cannot be true."""
         netif = self.netifs.get((queue, vid))
-        if netif is None or netif.tun or mac == netif.mac_bytes:
+        if netif is None or netif.noarp or mac == netif.mac_bytes:
             return None
         allowed = self._may_claim(lo, mac, hi) if mac else not self.addresses.is_local(hi, lo)
         return netif if allowed else None

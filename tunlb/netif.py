@@ -14,6 +14,7 @@ import cython
 ADDRESS = 1  #: one of the port's own addresses
 VIP = 2  #: a service's virtual address
 LADDR = 3  #: a local address that fnat speaks to dests with
+HOST_SIDE = 4  #: an address that only the host behind a port has
 
 Key = tuple[int, int]  #: an address as (hi, lo), both unsigned 64 bits
 
@@ -22,7 +23,8 @@ class Netif:
     """One L2 (TAP, VLAN) or L3 (TUN) interface.
 
     ``mac`` is an unsigned 48-bit integer, 0 on a TUN; ``mtu`` counts IP bytes; ``vid`` is 0 when
-    untagged.
+    untagged. ``host`` is the TAP by which the host takes part on this port; its own ``port`` is
+    this one, and so is its MAC address. ``mirror``: the host gets a copy of every frame.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Netif:
         tun: bool = False,
         vid: int = 0,
         queue: int | None = None,
+        port: Netif | None = None,
     ) -> None:
         self.index = index
         self.name = name
@@ -45,6 +48,13 @@ class Netif:
         self.vid = vid
         self.queue = index if queue is None else queue
         self.vlans: dict[int, Netif] = {}
+        self.port = port
+        self.host: Netif | None = None
+        self.mirror = False
+        # Nobody is asked for: one neighbour stands for all.
+        self.noarp = tun or port is not None
+        # Its frames do not simply go to the director, see tap.Drain.
+        self.detour = port is not None
 
     def __repr__(self) -> str:
         return f"<Netif {self.index} {self.name}>"
@@ -62,6 +72,7 @@ class Addresses:
     def __init__(self) -> None:
         self._owner: dict[Key, tuple[Netif, int]] = {}
         self._primary: dict[tuple[int, int], Key] = {}
+        self._hosted: set[Key] = set()
 
     def add(self, netif: Netif, af: int, hi: int, lo: int, kind: int) -> None:
         # A port's own address wins over a VIP of the same value: it was there first.
@@ -69,11 +80,18 @@ class Addresses:
         if kind == ADDRESS:
             self._primary.setdefault((netif.index, af), (hi, lo))
 
+    def give_host(self, hi: int, lo: int) -> None:
+        """The host has this address as well: what nothing here takes is for it."""
+        self._hosted.add((hi, lo))
+
+    def hosted(self, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.bint:
+        return (hi, lo) in self._hosted
+
     def is_local(self, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.bint:
         return (hi, lo) in self._owner
 
     def kind(self, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.int:
-        """ADDRESS, VIP or LADDR; 0 when the address is not ours."""
+        """ADDRESS, VIP, LADDR or HOST_SIDE; 0 when the address is not ours."""
         found = self._owner.get((hi, lo))
         return 0 if found is None else found[1]
 

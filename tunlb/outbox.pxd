@@ -1,6 +1,14 @@
 from tunlb.counters cimport Counters
 from tunlb.netif cimport Netif
+from tunlb.packet cimport Packet
 
 cdef class Outbox:
     cdef public Counters counters
-    cdef public list frames
+    cdef public list frames, resumed
+    cdef public long long wake_at
+    cdef public bint waiting
+
+cdef class Sender:
+    cpdef Packet fresh(self, Netif iif)
+    cpdef bint reply(self, Packet pkt, long long now) except -1
+    cpdef bint send(self, Packet pkt, long long now) except -1

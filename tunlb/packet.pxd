@@ -12,7 +12,7 @@ cdef class Packet:
     cdef public unsigned long long saddr_hi, saddr, daddr_hi, daddr
     cdef public unsigned int sport, dport
     cdef public Netif iif, oif
-    cdef public int neigh, reason, err_type, owner, err_code
+    cdef public int neigh, reason, err_type, owner, err_code, chosen
     cdef public unsigned int err_info, mark
     cdef public int csum_start, csum_offset, gso_type, gso_size
     cdef public bint data_valid, handed

@@ -1,9 +1,9 @@
 """Packet: one frame in a buffer, where its headers are, and where it goes.
 
-A Packet points into a buffer and is reused for every frame of a worker. The network header always
-sits at :data:`L3_OFFSET`, so that an L2 header can be put before it, dropped or changed in length
-without moving the packet, and the virtio-net header goes right before whatever the frame starts
-with.
+A Packet points into a buffer and is reused for every frame of a worker. The network header of what
+was read sits at :data:`L3_OFFSET`, so that an L2 header can be put before it, dropped or changed in
+length without moving the packet, and the virtio-net header goes right before whatever the frame
+starts with. A stage that gives the packet another network header moves ``l3``, not the packet.
 
 Wire order is read and written byte by byte (``be16`` and friends): compilers make one instruction
 of it, it never needs alignment, and it means the same on the uncompiled build.
@@ -38,10 +38,16 @@ IPPROTO_ICMP = 1
 IPPROTO_TCP = 6
 IPPROTO_UDP = 17
 IPPROTO_ICMPV6 = 58
+IPPROTO_SCTP = 132
 
 NOT_FRAGMENT = 0
 FIRST_FRAGMENT = 1
 LATER_FRAGMENT = 2
+
+CUT = -2  #: in ``owner``, beside STOLEN: the packet is to be sent in segments
+# Packet.chosen; from 0 on it is the number of a dest
+NOT_ASKED = -1
+ASKED = -2  #: which dest for this packet?
 
 _L3_OFFSET = cython.declare(cython.int, L3_OFFSET)
 _MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
@@ -55,7 +61,9 @@ class Packet:
     IPv4 as ``::ffff:a.b.c.d``. ``neigh`` is the index of the neighbour to send to (0: not decided),
     ``reason`` the DropReason behind a DROP, and ``err_type`` >= 0 asks the one who counts the drop
     to send an ICMP error about it. ``owner`` >= 0 beside STOLEN asks for a hand-over to that
-    worker; ``handed`` says that it came by one.
+    worker, and CUT to be sent in segments; ``handed`` says that it came by a hand-over, and only
+    then ``chosen`` means something: what workers ask each other about the packet (see
+    ipvs/persist.py).
     """
 
     def __init__(self) -> None:
@@ -68,6 +76,7 @@ class Packet:
         self.iif = NOWHERE
         self.oif: Netif | None = None
         self.mark = 0
+        self.chosen = NOT_ASKED
         self.reset(0, 0)
 
     def reset(self, start: cython.int, end: cython.int) -> None:

@@ -19,13 +19,13 @@ from typing import NamedTuple
 import tunlb
 from tunlb import counters
 from tunlb.catalog import DEST_IDS
-from tunlb.ipvs.conn import HEADER_SIZE, ROW_SIZE
+from tunlb.ipvs.conn import HEADER_SIZE, table_size
 from tunlb.ipvs.dest import STATS_SIZE
 from tunlb.neigh import NEIGH_ROWS_SIZE
 
 #: The layout of all that is shared. Raise it with every change of a row, a word's meaning or the
 #: size of a part; counters and gauges that are only appended do not count.
-LAYOUT = 1
+LAYOUT = 2
 
 _MAGIC = b"tunlb\0\0\1"
 _NATIVE = 0x01020304  # reads otherwise on a machine of the other byte order
@@ -47,11 +47,6 @@ class Header(NamedTuple):
     layout: int
     conn_max: int
     version: str
-
-
-def conns_size(conn_max: int) -> int:
-    """Bytes of the ``conns`` memfd."""
-    return HEADER_SIZE + ROW_SIZE * conn_max
 
 
 def read_header(fd: int) -> Header:
@@ -76,7 +71,7 @@ class Shared:
         self.conns_fd = conns_fd
         self.stats_fd = stats_fd
         self.conn_max = conn_max
-        self.conns = memoryview(mmap.mmap(conns_fd, conns_size(conn_max)))
+        self.conns = memoryview(mmap.mmap(conns_fd, table_size(conn_max)))
         stats = memoryview(mmap.mmap(stats_fd, _STATS_END))
         self.counters = stats[_COUNTERS_AT : _COUNTERS_AT + counters.SIZE]
         self.dests = stats[_DESTS_AT:_NEIGHS_AT]
@@ -87,7 +82,7 @@ class Shared:
         """New memory for a worker; the caller owns both descriptors."""
         stats_fd = _make(f"tunlb-stats-{worker}", _STATS_END, conn_max)
         try:
-            conns_fd = _make(f"tunlb-conns-{worker}", conns_size(conn_max), conn_max)
+            conns_fd = _make(f"tunlb-conns-{worker}", table_size(conn_max), conn_max)
             return cls(conns_fd, stats_fd, conn_max)
         except BaseException:
             os.close(stats_fd)
@@ -103,7 +98,7 @@ class Shared:
                     f"the tables were written by tunlb {header.version} in layout {header.layout}, "
                     f"and tunlb {tunlb.__version__} reads layout {LAYOUT}"
                 )
-        wanted = (conns_size(conns.conn_max), _STATS_END)
+        wanted = (table_size(conns.conn_max), _STATS_END)
         found = (os.fstat(conns_fd).st_size, os.fstat(stats_fd).st_size)
         if found != wanted:
             raise LayoutError(f"the tables have {found} bytes where layout {LAYOUT} has {wanted}")

@@ -76,7 +76,7 @@ ADDRESS_LEN = 16
 ETHER_TYPE, ETHER_LEN, VLAN_LEN = 12, 14, 4
 ETH_P_IP, ETH_P_8021Q, ETH_P_IPV6 = 0x0800, 0x8100, 0x86DD
 FRAGMENT_BITS = 0x3FFF  # more fragments, and the offset
-TCP, UDP = 6, 17
+TCP, UDP, SCTP = 6, 17, 132
 
 
 class SteeringError(Exception):
@@ -220,9 +220,10 @@ def _ipv6(a: Assembler) -> None:
 
 
 def _transport(a: Assembler) -> None:
-    """R7 = sport << 16 | dport: TCP and UDP both begin with them."""
+    """R7 = sport << 16 | dport: TCP, UDP and SCTP all begin with them."""
     a.label("transport")
     a.jump("ports", BPF_JEQ, R9, TCP)
+    a.jump("ports", BPF_JEQ, R9, SCTP)
     a.jump("worker 0", BPF_JNE, R9, UDP)
     a.label("ports")
     a.frame(BPF_W, 0, R8)

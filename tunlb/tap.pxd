@@ -23,6 +23,7 @@ cdef class Port:
     cpdef bint write_packet(self, Packet pkt)
     @cython.locals(n=cython.Py_ssize_t)
     cpdef bint write_frame(self, bytes frame)
+    cpdef write_copy(self, bytes frame)
     cdef bint _written(self, Py_ssize_t n, int err)
     cdef void _failed(self, int err) noexcept
 
@@ -30,18 +31,27 @@ cdef class Port:
 cdef class Drain:
     cdef public Director director
     cdef public list ports
-    cdef public object on_lost
+    cdef public object on_lost, on_wake
     cdef public Mailbox mailbox
 
     @cython.locals(pkt=Packet, frames=cython.int, size=cython.int, got=cython.int, verdict=cython.int)
     cpdef int run(self, Port port, long long now, int budget=*) except -1
+    @cython.locals(pkt=Packet, netif=Netif, frames=cython.int, size=cython.int)
+    cdef int _detour(self, Port port, long long now, int budget) except -1
+    @cython.locals(port=Port)
+    cdef bint _from_host(self, Packet pkt, Netif netif) except -1
+    @cython.locals(port=Port)
+    cdef _mirror(self, Packet pkt, Netif netif, long long now)
     @cython.locals(mailbox=Mailbox, pkt=Packet, taken=cython.int, size=cython.int, got=cython.int, verdict=cython.int)
     cpdef int take_mail(self, long long now, int budget=*) except -1
     @cython.locals(port=Port, netif=Netif, peers=Peers)
     cpdef int flush(self) except -1
+    @cython.locals(pkt=Packet, verdict=cython.int)
+    cdef _go_on(self, Outbox outbox)
     @cython.locals(port=Port)
     cdef Port _port_of(self, Netif netif)
     @cython.locals(oif=Netif, port=Port)
     cdef void _send(self, Packet pkt) noexcept
+    cdef int _send_segments(self, Packet pkt, long long now) except -1
     @cython.locals(mailbox=Mailbox)
     cdef bint _hand_over(self, Packet pkt) except -1

@@ -43,15 +43,17 @@ from tunlb.hook import Verdict
 from tunlb.mailbox import MESSAGE, NOTHING, REFUSED, Mailbox
 from tunlb.netif import Netif
 from tunlb.outbox import Outbox
-from tunlb.packet import BUFFER_LEN, ETHER_LEN, L3_OFFSET, VNET_LEN, Packet
+from tunlb.packet import BUFFER_LEN, CUT, ETHER_LEN, L3_OFFSET, NOT_ASKED, VNET_LEN, Packet
 
 if cython.compiled:
     from cython.cimports.libc.errno import errno as c_errno
     from cython.cimports.posix.time import CLOCK_MONOTONIC, clock_gettime, timespec
     from cython.cimports.posix.unistd import read, write
-    from cython.cimports.tunlb.wire.vnet import emit
+    from cython.cimports.tunlb.wire.ether import mac_at
+    from cython.cimports.tunlb.wire.vnet import emit, parse, trust
 else:
-    from tunlb.wire.vnet import emit
+    from tunlb.wire.ether import mac_at
+    from tunlb.wire.vnet import emit, parse, trust
 
 __all__ = [
     "BURST_BYTES",
@@ -68,7 +70,12 @@ __all__ = [
 
 BURST_FRAMES = 64
 BURST_BYTES = 512 * 1024
+#: Of the first byte of a MAC address: flipped in the destination of a mirrored frame that tunlb
+#: takes itself, so that the host shows it to tcpdump and does not answer it as well.
+SHADOW = 0x04
 
+_DISCARDED = cython.declare(cython.int, 4096)  # frames at a time: a queue's usual length
+_STANDBY = cython.declare(cython.int, DropReason.STANDBY)
 _FRAME = cython.declare(cython.int, 1)
 _NOTHING = cython.declare(cython.int, 0)
 _DEVICE_ERROR = cython.declare(cython.int, -1)
@@ -82,10 +89,19 @@ _BURST_FRAMES = cython.declare(cython.int, BURST_FRAMES)
 _BURST_BYTES = cython.declare(cython.int, BURST_BYTES)
 _ACCEPT = cython.declare(cython.int, Verdict.ACCEPT)
 _STOLEN = cython.declare(cython.int, Verdict.STOLEN)
+_CUT = cython.declare(cython.int, CUT)
+_NOT_ASKED = cython.declare(cython.int, NOT_ASKED)
 _UNKNOWN = cython.declare(cython.int, DropReason.UNKNOWN)
+_TRUNCATED = cython.declare(cython.int, DropReason.TRUNCATED)
+_HOST_MAC = cython.declare(cython.int, DropReason.HOST_MAC)
+_MIRROR_LOST = cython.declare(cython.int, DropReason.MIRROR_LOST)
+_HOST_OUT = cython.declare(cython.int, Event.HOST_OUT)
+_HOST_MIRRORED = cython.declare(cython.int, Event.HOST_MIRRORED)
+_ETHER_LEN = cython.declare(cython.int, ETHER_LEN)
 _PORT_DOWN = cython.declare(cython.int, DropReason.PORT_DOWN)
 _TX_BLOCKED = cython.declare(cython.int, DropReason.TX_BLOCKED)
 _TX_REFUSED = cython.declare(cython.int, DropReason.TX_REFUSED)
+_SHADOW = cython.declare(cython.int, SHADOW)
 _RX_FRAMES = cython.declare(cython.int, Event.RX_FRAMES)
 _RX_BYTES = cython.declare(cython.int, Event.RX_BYTES)
 _TX_FRAMES = cython.declare(cython.int, Event.TX_FRAMES)
@@ -222,6 +238,16 @@ class Port:
                 err = error.errno or _EIO
         return self._written(n, err)
 
+    def write_copy(self, frame: bytes) -> None:
+        """Like write_frame(), for a copy that nobody waits for: it is counted as one."""
+        try:
+            os.write(self.fd, frame)
+        except OSError as error:
+            self.counters.drop(_MIRROR_LOST)
+            self._failed(error.errno or _EIO)
+        else:
+            self.counters.add(_HOST_MIRRORED, 1)
+
     def _written(self, n: cython.Py_ssize_t, err: cython.int) -> cython.bint:
         if n < 0:
             self.counters.drop(drop_reason(err))
@@ -257,6 +283,7 @@ class Drain:
         self.ports = list(ports)
         self.on_lost = on_lost
         self.mailbox = mailbox
+        self.on_wake: Callable[[int], None] | None = None  # given when the director is to be woken
 
     def readable(self, port: Port) -> None:
         """What an event loop calls when the port's descriptor is readable, or in error.
@@ -278,6 +305,8 @@ class Drain:
         kernel a fixed part for each frame and a part for its bytes, and a burst that ends by a
         count ends the same way in every run.
         """
+        if port.netif.detour:
+            return self._detour(port, now, budget)
         pkt = self.director.packet
         frames = 0
         size = 0
@@ -293,8 +322,77 @@ class Drain:
                 self._send(pkt)
             elif verdict == _STOLEN and pkt.owner >= 0:
                 self._hand_over(pkt)
+            elif verdict == _STOLEN and pkt.owner == _CUT:
+                budget -= self._send_segments(pkt, now)
         self.flush()
         return frames
+
+    def discard(self, port: Port, budget: cython.int = _DISCARDED) -> None:
+        """Read what waits at the device of a bond that is not the active one, and forget it.
+
+        What both devices heard, a broadcast above all, must not be answered twice; and who becomes
+        active must not begin with what was said long ago.
+        """
+        pkt = self.director.packet
+        while budget > 0 and port.read_frame(pkt) == _FRAME:
+            self.director.counters.drop(_STANDBY)
+            budget -= 1
+
+    def _detour(self, port: Port, now: cython.longlong, budget: cython.int) -> cython.int:
+        """A burst from the host, which goes out of its port as it is, or one that is mirrored."""
+        pkt = self.director.packet
+        netif = port.netif
+        frames = 0
+        size = 0
+        while frames < budget and size < _BURST_BYTES:
+            if port.read_frame(pkt) != _FRAME:
+                break
+            frames += 1
+            size += pkt.end - pkt.start
+            if netif.port is None:
+                self._mirror(pkt, netif, now)
+            elif self._from_host(pkt, netif.port):
+                self.director.counters.add(_HOST_OUT, 1)
+        self.flush()
+        return frames
+
+    def _from_host(self, pkt: Packet, netif: Netif) -> cython.bint:
+        """Write what the host sent to its port; False when it was dropped, and counted."""
+        reason: cython.int = _TRUNCATED
+        if pkt.end - pkt.start >= _ETHER_LEN:
+            # Whatever else is behind the host's TAP, a bridge for one, would make a loop.
+            reason = parse(pkt) if mac_at(pkt, pkt.start + 6) == netif.mac else _HOST_MAC
+        if reason != 0:
+            self.director.counters.drop(reason)
+            return False
+        port = self._port_of(netif)
+        if port is None:
+            self.director.counters.drop(_PORT_DOWN)
+            return False
+        trust(pkt)
+        return port.write_packet(pkt)
+
+    def _mirror(self, pkt: Packet, netif: Netif, now: cython.longlong) -> None:
+        """A frame through the director, and a copy of it as it came to the host, unless the frame
+        itself goes there.
+        """
+        start: cython.int = pkt.start
+        to: bytes = bytes(pkt.mem[start : start + 6])
+        if to == netif.mac_bytes or to[0] & 1:
+            to = bytes((netif.mac_bytes[0] ^ _SHADOW,)) + netif.mac_bytes[1:]
+        whole: cython.bint = pkt.end - start >= _ETHER_LEN
+        copy: bytes = bytes(pkt.mem[start - _VNET_LEN : start]) + to
+        copy += bytes(pkt.mem[start + 6 : pkt.end])
+        verdict: cython.int = self.director.receive(pkt, now)
+        passed: cython.bint = False
+        if verdict == _ACCEPT:
+            passed = pkt.oif is netif.host
+            self._send(pkt)
+        elif verdict == _STOLEN and pkt.owner >= 0:
+            self._hand_over(pkt)
+        port = None if netif.host is None else self._port_of(netif.host)
+        if whole and not passed and port is not None:
+            port.write_copy(copy)
 
     def mail(self) -> None:
         """What an event loop calls when the mailbox's descriptor is readable."""
@@ -323,10 +421,15 @@ class Drain:
             verdict = self.director.receive(pkt, now)
             if verdict == _ACCEPT:
                 self._send(pkt)
+            elif verdict == _STOLEN and pkt.owner == _CUT:
+                budget -= self._send_segments(pkt, now)
             elif verdict == _STOLEN and pkt.owner >= 0:
-                # Two workers that each take the other for the owner must not play ball with it: our
-                # bug, shown by the counter that must stay 0.
-                self.director.counters.drop(_UNKNOWN)
+                if pkt.chosen != _NOT_ASKED:
+                    self._hand_over(pkt)  # a question, or the answer to one
+                else:
+                    # Two workers that each take the other for the owner must not play ball with
+                    # it: our bug, shown by the counter that must stay 0.
+                    self.director.counters.drop(_UNKNOWN)
         self.flush()
         return taken
 
@@ -339,7 +442,7 @@ class Drain:
         if peers is not None and peers.waiting:
             self._tell(peers.take())
         outbox: Outbox = self.director.outbox
-        if not outbox.frames:
+        if not outbox.waiting:
             return 0
         waiting: list[tuple[Netif, bytes]] = outbox.take()
         for netif, frame in waiting:
@@ -348,7 +451,29 @@ class Drain:
                 self.director.counters.drop(_PORT_DOWN)
             else:
                 port.write_frame(frame)
+        if outbox.waiting:
+            self._go_on(outbox)
         return len(waiting)
+
+    def _go_on(self, outbox: Outbox) -> None:
+        """Fragments that waited go on, and the director is woken in time."""
+        pkt = self.director.packet
+        if outbox.resumed:
+            now = monotonic_ms()
+            for netif, frame, mark, handed in outbox.take_resumed():
+                pkt.load(frame, netif)
+                pkt.mark = mark
+                pkt.handed = handed
+                verdict = self.director.resume(pkt, now)
+                if verdict == _ACCEPT:
+                    self._send(pkt)
+                elif verdict == _STOLEN and pkt.owner >= 0:
+                    self._hand_over(pkt)
+            # None of them waits again: what they caused is frames.
+            self.flush()
+        at = outbox.take_wake()
+        if at >= 0 and self.on_wake is not None:
+            self.on_wake(at)
 
     def _tell(self, messages: list[tuple[int, bytes]]) -> None:
         for to, message in messages:
@@ -363,6 +488,19 @@ class Drain:
             self.director.counters.drop(_UNKNOWN)  # nobody to hand it to: our bug
             return False
         return mailbox.send_packet(pkt, pkt.owner)
+
+    def _send_segments(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        """Write a frame that was stolen to be cut, all of it before the next is read; what that
+        costs of the burst, in frames: a frame is a read and a write, a segment is a write.
+        """
+        segments: cython.int = 0
+        verdict: cython.int = self.director.segment(pkt, now)
+        while verdict >= 0:
+            segments += 1
+            if verdict == _ACCEPT:
+                self._send(pkt)
+            verdict = self.director.segment(pkt, now)
+        return segments // 2
 
     def _port_of(self, netif: Netif) -> Port | None:
         # Checked here, because a compiled list does not check it.

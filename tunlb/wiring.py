@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from tunlb.conf import Config, IPAddress, Service
-from tunlb.netif import ADDRESS, LADDR, VIP, Addresses, Key, Netif
+from tunlb.netif import ADDRESS, HOST_SIDE, LADDR, VIP, Addresses, Key, Netif
 from tunlb.route import Route, RouteTable
 
 PIECE = 64  #: addresses or routes entered in one piece of work
@@ -24,9 +24,29 @@ def pair(address: IPAddress) -> Key:
 
 def owned(service: Service) -> Iterator[tuple[int, IPAddress]]:
     """(kind, address) of the VIP and laddrs of a service."""
-    yield VIP, service.vaddr
+    if service.vaddr is not None:
+        yield VIP, service.vaddr
     for address in service.laddrs_expanded:
         yield LADDR, address
+
+
+def hosts_of(config: Config, ports: Sequence[Netif]) -> list[Netif]:
+    """The TAPs of the host beside ``ports``, numbered after them, and each linked with its port."""
+    found: list[Netif] = []
+    for line, port in zip(config.ports, ports, strict=True):
+        if line.host is not None:
+            index = len(ports) + len(found)
+            port.host = Netif(index, line.host, port.mac, port.mtu, port=port)
+            found.append(port.host)
+    return found
+
+
+def mirror(config: Config, by_name: Mapping[str, Netif]) -> None:
+    """Have the host get copies of what the ports receive, or no more."""
+    for line in config.ports:
+        port = by_name[line.name]
+        port.mirror = line.host_mirror and port.host is not None
+        port.detour = port.mirror
 
 
 class Owned(NamedTuple):
@@ -34,7 +54,7 @@ class Owned(NamedTuple):
     for, because clients still speak to its VIP and dests to its laddrs.
     """
 
-    vaddr: Key
+    vaddr: Key | None
     laddrs: tuple[Key, ...]
     until: int = 0
 
@@ -52,8 +72,16 @@ class Wiring:
         self.routes = RouteTable()
         self.announce = False
 
-    def draw(self, config: Config, services: Iterable[Owned], former: Addresses) -> Iterator[None]:
-        """Make it, in pieces. ``former`` are the addresses until now."""
+    def draw(
+        self,
+        config: Config,
+        services: Iterable[Owned],
+        former: Addresses,
+        local: Iterable[Key | None] = (),
+    ) -> Iterator[None]:
+        """Make it, in pieces. ``former`` are the addresses until now. ``local`` are those of the
+        dests that are the host itself, None for a rest.
+        """
         self._link_vlans(config)
         prefixes: list[Prefix] = []
         for port in config.ports:
@@ -70,6 +98,49 @@ class Wiring:
         yield
         yield from self._draw_routes(config)
         yield from self._draw_addresses(services, prefixes, former)
+        if len(config.ports) < len(self.by_name):
+            yield from self._draw_hosts(config, prefixes, former, local)
+
+    def _draw_hosts(
+        self,
+        config: Config,
+        prefixes: Sequence[Prefix],
+        former: Addresses,
+        local: Iterable[Key | None],
+    ) -> Iterator[None]:
+        """What the hosts beside the ports have: the ports' addresses, their own, and the VIPs of
+        services that they serve.
+        """
+        for port in config.ports:
+            netif = self.by_name[port.name]
+            if netif.host is not None:
+                for interface in port.addresses:
+                    self._give(netif, *pair(interface.ip))
+                for interface in port.host_addresses:
+                    self._own(netif, *pair(interface.ip), HOST_SIDE, former)
+                    self._give(netif, *pair(interface.ip))
+        for service in config.services:
+            for count, dest in enumerate(service.dests):
+                if dest.fwdmode == "local" and service.vaddr is not None:
+                    for address in (service.vaddr, dest.daddr):
+                        self._give(self._place(prefixes, *pair(address)), *pair(address))
+                if count % PIECE == 0:
+                    yield
+        # Those that drain need their way as well.
+        for key in local:
+            if key is None:
+                yield
+            else:
+                self._lead(self._place(prefixes, *key), *key)
+
+    def _give(self, netif: Netif | None, hi: int, lo: int) -> None:
+        if netif is not None and netif.host is not None:
+            self.addresses.give_host(hi, lo)
+            self._lead(netif, hi, lo)
+
+    def _lead(self, netif: Netif | None, hi: int, lo: int) -> None:
+        if netif is not None and netif.host is not None:
+            self.routes.add(hi, lo, 128, Route(netif.host))
 
     def _draw_routes(self, config: Config) -> Iterator[None]:
         for count, line in enumerate(config.routes):
@@ -85,7 +156,8 @@ class Wiring:
     ) -> Iterator[None]:
         count = 0
         for service in services:
-            for kind, found in ((VIP, (service.vaddr,)), (LADDR, service.laddrs)):
+            vaddrs = () if service.vaddr is None else (service.vaddr,)
+            for kind, found in ((VIP, vaddrs), (LADDR, service.laddrs)):
                 for hi, lo in found:
                     netif = self._place(prefixes, hi, lo)
                     if netif is not None:

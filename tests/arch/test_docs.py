@@ -6,7 +6,10 @@ import ast
 import builtins
 import importlib
 import re
+import sys
+import tomllib
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from tunlb.counters import DropReason, Event
 from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.sched import names as scheduler_names
 from tunlb.packet import Packet
+from tunlb.testing.flow import Rig
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "tunlb"
@@ -112,7 +116,7 @@ def test_architecture_names_exist(names: set[str]) -> None:
 
 def test_the_walk_names_exist(names: set[str]) -> None:
     """Its fence: dotted names, and the modules' functions."""
-    walk = blocks(DOCS / "architecture.md", "")[0].replace("tcp/udp/icmp.", "icmp.")
+    walk = blocks(DOCS / "architecture.md", "")[0].replace("tcp/udp/icmp/sctp.", "icmp.")
     absent = [word for word in re.findall(r"(?<![\w/])[A-Za-z]\w*\.\w+", walk) if word not in names]
     assert not absent
 
@@ -261,8 +265,14 @@ def test_log_events_are_the_codes() -> None:
     assert {f"{name} {level}" for name, levels in rows for level in levels.split(", ")} == logged()
 
 
-def test_readme_names_every_scheduler() -> None:
-    assert not [name for name in scheduler_names() if f"`{name}`" not in text(ROOT / "README.md")]
+@pytest.mark.parametrize("page", ["README.md", "docs/configuration.md", "docs/glossary.md"])
+def test_page_names_every_scheduler(page: str) -> None:
+    assert not [name for name in scheduler_names() if f"`{name}`" not in text(ROOT / page)]
+
+
+def test_schedulers_have_their_rows() -> None:
+    rows = [row[0].strip("`") for row in table(DOCS / "schedulers.md", "name")]
+    assert sorted(rows) == scheduler_names()
 
 
 # ---- examples -----------------------------------------------------------------------------------
@@ -278,17 +288,63 @@ def test_hook_example_works() -> None:
     module = types.ModuleType("deny")
     exec(compile(hook, "docs/hooks.md", "exec"), module.__dict__)
     exec(compile(rig, "docs/hooks.md", "exec"), module.__dict__)
-    (line,) = loads("\n".join([*blocks(DOCS / "hooks.md", "jsonl"), module.CONFIG])).hooks
+    line_text, _ = blocks(DOCS / "hooks.md", "jsonl")
+    (line,) = loads("\n".join([line_text, module.CONFIG])).hooks
     name, _, attribute = line.call.partition(":")
     assert (name, getattr(module, attribute).priority) == ("deny", line.priority)
 
 
-def test_scheduler_example_works() -> None:
-    module = types.ModuleType("first")
-    exec(compile(blocks(DOCS / "hooks.md", "python")[1], "docs/hooks.md", "exec"), module.__dict__)
+@pytest.fixture
+def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    """The scheduler of the page, installed with the entry point of the page."""
+    (source,) = (block for block in blocks(DOCS / "hooks.md", "python") if "(Scheduler)" in block)
+    (tmp_path / "first.py").write_text(source)
+    (toml,) = blocks(DOCS / "hooks.md", "toml")
+    groups = tomllib.loads(toml)["project"]["entry-points"]
+    info = tmp_path / "first-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: first\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "".join(
+            f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+            for group, points in groups.items()
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("first")
+    del sys.modules["first"]
+
+
+def test_scheduler_example_works(first: types.ModuleType) -> None:
     active, standby = (Dest(i, 4, 0, 0xFFFF_0A00_000B + i, 80) for i in range(2))
-    scheduler = module.SCHEDULER()
+    scheduler = first.First(1, 65537)
     scheduler.update([active, standby])
     assert scheduler.schedule(Packet(), 0) is active
     active.weight = 0
     assert scheduler.schedule(Packet(), 0) is standby
+
+
+@pytest.mark.usefixtures("first")
+def test_hook_example_has_its_entry_point() -> None:
+    port = '{"kind":"port","name":"lb0","addresses":["10.0.0.254/24"]}'
+    line, _ = blocks(DOCS / "hooks.md", "jsonl")
+    assert '"deny:Deny"' in line
+    (hook,) = loads("\n".join([port, line.replace("deny:Deny", "deny")])).hooks
+    assert hook.call == "deny:Deny"
+
+
+@pytest.mark.parametrize("name", ["first:First", "first"])
+def test_scheduler_example_is_configured(name: str, first: types.ModuleType) -> None:
+    """By its class, as the page writes it, and by its entry point."""
+    port = '{"kind":"port","name":"lb0","addresses":["10.0.0.254/24"]}'
+    _, line = blocks(DOCS / "hooks.md", "jsonl")
+    assert '"first:First"' in line
+    rig = Rig("\n".join([port, line.replace("first:First", name)]))
+    (service,) = rig.director.services()
+    assert type(service.scheduler) is first.First
+
+
+def test_every_test_that_the_features_name_exists() -> None:
+    named = set(re.findall(r"`(tests/[\w/.]+)`", text(DOCS / "features.md")))
+    assert len(named) > 50
+    assert not sorted(name for name in named if not (ROOT / name).exists())

@@ -634,17 +634,20 @@ def test_the_recommended_tun_has_no_problem() -> None:
     assert tun_problems() == []
 
 
-def test_a_dest_behind_the_tun_is_a_loop_and_its_fix_works() -> None:
+@pytest.mark.parametrize("mode", ["fnat", "nat", "tunnel"])
+def test_a_dest_behind_the_tun_is_a_loop_and_its_fix_works(mode: str) -> None:
+    """Asked with the source that the packet has: a laddr's, a client's, or the outer one."""
+    config = loads(ON_TUN.replace('"fwdmode": "fnat"', f'"fwdmode": "{mode}"'))
     router()
     with opened(TUN):
         configure_port(line(TUN, type="tun"))
         install_tun_routes(TUN, VIPS, LADDRS)
         sh(f"ip route add 10.8.0.11/32 dev {TUN}")
-        (problem,) = check_loops(loads(ON_TUN))
+        (problem,) = check_loops(config)
         assert (problem.port, problem.address, problem.loop) == (TUN, "10.8.0.11", True)
         assert problem.fix.startswith("ip route add 10.8.0.11/32 dev tunlb-o table 100 && ip rule")
         sh(*problem.fix.split(" && "))
-        assert check_loops(loads(ON_TUN)) == []
+        assert check_loops(config) == []
 
 
 def test_a_default_route_into_the_tun_is_a_loop_and_its_fix_works() -> None:

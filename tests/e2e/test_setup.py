@@ -84,7 +84,13 @@ A_TUN = (
     + '{"kind":"service","name":"six","proto":"tcp","vaddr":"fd73::100","vport":80,'
     '"fwdmode":"nat"}\n'
 )
-CASES = {"on a bridge": ON_BRIDGE, "two arms": TWO_ARMS, "a tun": A_TUN}
+A_HOST = (
+    '{"kind":"port","name":"lb0","bridge":"br0","mtu":1400,"host":"lb0-host",'
+    '"addresses":["10.7.0.254/24","fd70::fe/64"],"host_addresses":["10.7.0.77/32"]}\n'
+    + SERVICE % ("10.7.0.100", "10.7.0.200", "10.7.0.11")
+    + '{"kind":"dest","service":"web","daddr":"10.7.0.100","fwdmode":"local"}\n'
+)
+CASES = {"on a bridge": ON_BRIDGE, "two arms": TWO_ARMS, "a tun": A_TUN, "a host": A_HOST}
 each_case = pytest.mark.parametrize("text", CASES.values(), ids=CASES)
 
 

@@ -28,6 +28,7 @@ from tunlb.packet import VNET_LEN
 from tunlb.steering import Bpf, Steering, SteeringError, assemble, map_key, permissions
 from tunlb.tap import open_device
 from tunlb.testing.frames import Transport, arp, echo, eth, ip, tcp, udp
+from tunlb.testing.sctp import sctp
 
 pytestmark = pytest.mark.e2e
 
@@ -138,7 +139,9 @@ def test_the_kernel_computes_what_tunlb_does(bpf: Bpf, workers: int, tun: bool) 
         for _ in range(2000):
             flow = any_flow(rng)
             v4 = {"options": rng.randbytes(4 * rng.randrange(11))} if "." in flow.saddr else {}
-            packet = packet_of(flow, rng.choice((tcp, udp)), rng.randbytes(rng.randrange(80)), **v4)
+            packet = packet_of(
+                flow, rng.choice((tcp, udp, sctp)), rng.randbytes(rng.randrange(80)), **v4
+            )
             vlan = rng.choice((None, None, rng.getrandbits(16)))
             frame = packet if tun else eth(payload=packet, vlan=vlan)
             found = run(bpf, program, frame)
@@ -283,7 +286,7 @@ def ip_packets() -> list[tuple[Callable[[bytes], bytes], int]]:
         if n % 3 == 0:  # what comes to a laddr
             laddr = next(a for a in LADDRS if (a.version == 6) == (":" in flow.daddr))
             flow = flow._replace(daddr=str(laddr))
-        transport = (tcp, udp)[n % 2]
+        transport = (tcp, udp, sctp)[n // 3 % 3]
         options = {"options": bytes(4 * (n % 11))} if n % 4 == 0 and "." in flow.saddr else {}
         add(partial(packet_of, flow, transport, **options), owner(*flow))
     add(lambda payload: ip(*V4, udp(9, 80, payload), mf=True, df=False), 0)

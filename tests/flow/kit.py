@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunlb.hook import Verdict
-from tunlb.ipvs.conn import B_PROTO, B_STATE, ROW_SIZE
+from tunlb.ipvs.conn import B_PROTO, B_STATE, ROW_SIZE, TEMPLATE_PROTO
 from tunlb.ipvs.dest import Dest
+from tunlb.ipvs.proto import icmp as icmp_states
+from tunlb.ipvs.proto import sctp as sctp_states
 from tunlb.ipvs.proto import tcp as tcp_states
 from tunlb.ipvs.proto import udp as udp_states
 from tunlb.testing import flow as testing
@@ -157,12 +159,15 @@ def at(address: str, number: int) -> str:
 
 
 def states(rig: Rig) -> list[str]:
-    """The state of every conn, in the order of the rows."""
+    """The state of every conn, in the order of the rows; templates are none."""
     conns = rig.director.ipvs.conns
-    names = {6: tcp_states.STATES, 17: udp_states.STATES}
+    names = {6: tcp_states.STATES, 17: udp_states.STATES, 132: sctp_states.STATES}
+    names |= {1: icmp_states.STATES, 58: icmp_states.STATES}
     found = []
     for row in conns.rows():
         base = row * ROW_SIZE
+        if conns.mem[base + B_PROTO] == TEMPLATE_PROTO:
+            continue
         found.append(names[conns.mem[base + B_PROTO]][conns.mem[base + B_STATE]])
     return found
 

@@ -223,7 +223,7 @@ def test_no_error_about_a_later_fragment(net: Net) -> None:
     if net.af == 4:
         fields = {"fragment": 8, "df": False}
     raw = framed(packet(net.remote, net.dest, bytes(64), proto=17, ttl=1, **fields))
-    dropped(rig, "wan", raw, "FRAGMENT")
+    dropped(rig, "wan", raw, "TTL_EXCEEDED")
 
 
 def test_rate_limit(net: Net) -> None:

@@ -21,6 +21,7 @@ from tests.flow.kit import (
     dest,
     dropped,
     neigh,
+    neighbours,
     network,
     one,
     port,
@@ -34,6 +35,52 @@ from tunlb.testing.checkers import check, ether, icmp, ip, tcp
 from tunlb.testing.frames import arp, checksum, echo, eth, vnet
 from tunlb.testing.frames import ip as packet
 from tunlb.testing.frames import tcp as segment
+
+# -- bonds
+
+
+def bonded(net: Net, *vids: int) -> str:
+    """Both ports have two devices."""
+    return text(
+        port("wan", f"{net.wan}/{net.length}"),
+        port("lan", f"{net.lan}/{net.length}", vlans=[{"id": vid} for vid in vids]),
+        port("wan2", backup_of="wan"),
+        port("lan2", backup_of="lan"),
+        default_route(net),
+        *neighbours(net),
+        service(net),
+        dest(net),
+    )
+
+
+def test_frames_leave_by_the_active_device(net: Net) -> None:
+    rig = Rig(bonded(net))
+    conn = Conn(rig, net)
+    syn = vnet(conn.frame(conn.outside, "S", b"", False))
+    assert one(rig.receive("wan", syn)).port == "lan"
+    rig.director.activate(3, rig.now)
+    told = rig.advance(250)
+    assert {sent.port for sent in told} == {"wan", "lan2"}
+    assert one(rig.receive("wan", syn)).port == "lan2"
+    rig.director.activate(2, rig.now)
+    rig.advance(250)
+    solicit = arp(1, ROUTER_MAC, net.router, tpa=net.vip) if net.af == 4 else None
+    if solicit is not None:
+        assert [sent.port for sent in rig.receive("wan2", vnet(solicit))[1]] == ["wan2"]
+    rig.director.activate(0, rig.now)
+    rig.director.activate(1, rig.now)
+    assert {sent.port for sent in rig.advance(250)} == {"wan", "lan"}
+
+
+def test_the_vlans_of_a_bond_move_with_it(net: Net) -> None:
+    rig = Rig(bonded(net, 7))
+    vlan = rig.netif("lan.7")
+    rig.director.activate(3, rig.now)
+    assert (vlan.queue, rig.netif("lan").queue) == (3, 3)
+    assert rig.director.neighs.netifs[3, 7] is rig.director.neighs.netifs[1, 7] is vlan
+    rig.reload(bonded(net, 7, 8))
+    assert (rig.netif("lan").queue, rig.netif("lan.8").queue) == (3, 3)
+
 
 # -- VLANs
 

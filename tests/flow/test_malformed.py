@@ -110,9 +110,9 @@ V4_LIES: dict[str, tuple[dict[str, Any], str]] = {
     "option-of-length-1": ({"options": b"\x44\x01\1\1"}, "IP_OPTIONS"),
     "option-past-the-header": ({"options": b"\x44\x05\1\1"}, "IP_OPTIONS"),
     "option-without-length": ({"options": b"\1\1\1\x44"}, "IP_OPTIONS"),
-    "fragment-first": ({"df": False, "mf": True}, "FRAGMENT"),
-    "fragment-later": ({"df": False, "fragment": 8}, "FRAGMENT"),
-    "fragment-middle": ({"df": False, "fragment": 65528, "mf": True}, "FRAGMENT"),
+    "fragment-first": ({"df": False, "mf": True}, "FRAGMENT_INVALID"),
+    "fragment-past-the-largest": ({"df": False, "fragment": 65528}, "FRAGMENT_INVALID"),
+    "fragment-middle": ({"df": False, "fragment": 65528, "mf": True}, "FRAGMENT_INVALID"),
 }
 
 
@@ -136,11 +136,14 @@ V6_LIES: dict[str, tuple[dict[str, Any], str]] = {
     "nine-extension-headers": ({"extensions": (DEST_OPTIONS,) * 9}, "IP_OPTIONS"),
     "extension-past-the-end": ({"extensions": ((60, b"\xff" + bytes(6)),)}, "TRUNCATED"),
     "extension-cut-off": ({"extensions": (DEST_OPTIONS,), "payload_len": 7}, "TRUNCATED"),
-    "fragment-first": ({"extensions": ((44, b"\0\0\1" + bytes(4)),)}, "FRAGMENT"),
-    "fragment-later": ({"extensions": ((44, b"\0\0\x08" + bytes(4)),)}, "FRAGMENT"),
+    "fragment-first": ({"extensions": ((44, b"\0\0\1" + bytes(4)),)}, "FRAGMENT_INVALID"),
+    "fragment-past-the-largest": (
+        {"extensions": ((44, b"\0\xff\xf8" + bytes(4)),)},
+        "FRAGMENT_INVALID",
+    ),
     "fragment-behind-options": (
         {"extensions": (DEST_OPTIONS, (44, b"\0\0\x09" + bytes(4)))},
-        "FRAGMENT",
+        "FRAGMENT_INVALID",
     ),
 }
 
@@ -322,7 +325,7 @@ def test_padding_of_a_short_frame_is_cut_off(net: Net) -> None:
 
 def test_an_unknown_protocol_to_the_vip(net: Net) -> None:
     rig = Rig(balanced(net))
-    raw = framed(ip(net.remote, net.vip, bytes(40), proto=132))
+    raw = framed(ip(net.remote, net.vip, bytes(40), proto=253))
     verdict, sent = rig.receive("wan", raw)
     assert (verdict, len(sent)) == (Verdict.DROP, 1)
     assert rig.counters() == {"drop.PORT_UNREACHABLE": 1, "ICMP_ERRORS_SENT": 1}

@@ -236,7 +236,7 @@ def test_laddrs_take_turns(net: Net) -> None:
 def few_ports(net: Net, *lines: dict[str, Any], **keys: Any) -> Rig:
     """Four lports a pool instead of 64511."""
     rig = Rig(text(*network(net), service(net, **keys), *(lines or (dest(net),))))
-    rig.director.ipvs.pools.step = 16384
+    rig.director.ipvs.life.pools.step = 16384
     return rig
 
 
@@ -250,7 +250,7 @@ def opened(rig: Rig, net: Net, n: int, first: int = 100, **keys: Any) -> list[Co
 def capacity(rig: Rig, net: Net) -> int:
     hi, lo = next(iter(rig.director.services())).laddrs[0]
     known = the_dest(rig, net.dest)
-    size: int = rig.director.ipvs.pools.pool(
+    size: int = rig.director.ipvs.life.pools.pool(
         hi, lo, known.daddr_hi, known.daddr, 8080 << 8 | 6
     ).size
     return size

@@ -20,7 +20,7 @@ CONN_MAX = 16  # of the corpus' directors: full after a few SYNs
 
 numbers = st.integers(0, 65535)
 edits = st.lists(st.tuples(st.sampled_from(EDITS), numbers, numbers), max_size=3)
-frames = st.tuples(st.just("frame"), st.integers(0, 120), edits)
+frames = st.tuples(st.just("frame"), st.integers(0, 220), edits)
 floods = st.tuples(st.just("flood"), numbers, st.integers(1, 40))
 waits = st.tuples(
     st.just("wait"), st.sampled_from((250, 3_000, 61_000, 1_000_000, 2**33)), st.just(0)
@@ -83,8 +83,8 @@ def test_everything_ends_when_nothing_comes(taken: list[tuple[str, int, object]]
             flood(feed, first, second)
     feed.rig.advance(7_200_000, step=60_000)
     director = feed.rig.director
-    assert director.ipvs.conns.count == director.ipvs.timers.count == 0
-    assert len(director.ipvs.pools) == 0
+    assert director.ipvs.conns.count == director.ipvs.life.timers.count == 0
+    assert len(director.ipvs.life.pools) == 0
     assert director.neighs.count == 0
 
 

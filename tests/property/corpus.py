@@ -8,11 +8,14 @@ can be replayed in another interpreter (:mod:`tests.property.replay`).
 from __future__ import annotations
 
 import ipaddress
+import json
 import struct
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.property import gateway
 from tunlb.testing import frames as f
+from tunlb.testing import sctp as s
 from tunlb.testing.flow import Rig, Sent, mac_of
 
 Edit = tuple[str, int, int]
@@ -56,9 +59,8 @@ STATIONS = {
 def _service(
     name: str, proto: str, vaddr: str, vport: object, mode: str, daddr: str, dport: int | None
 ) -> str:
-    laddr = (
-        "fd00::200" if ":" in vaddr else "10.9.0.200" if vaddr.startswith("10.9") else "10.0.0.200"
-    )
+    laddr = "10.9.0.200" if vaddr.startswith("10.9") else "10.0.0.200"
+    laddr = "fd00::200" if ":" in daddr else laddr
     laddrs = f',"laddrs":["{laddr}"]' if mode == "fnat" else ""
     port = f'"{vport}"' if isinstance(vport, str) else vport
     to = "" if dport is None else f',"dport":{dport}'
@@ -98,6 +100,12 @@ TAP_CONFIG = "\n".join(
         _service("fnat6", "tcp", "fd00::100", 80, "fnat", "fd00::11", 8080),
         _service("nat6", "udp", "fd00::100", 53, "nat", "fd00::11", 5353),
         _service("dr6", "tcp", "fd00::100", 82, "dr", "fd00::11", 82),
+        _service("nat64", "tcp", "fd00::100", 64, "fnat", "10.0.0.11", 6400),
+        _service("nat64u", "udp", "fd00::100", 64, "fnat", "10.0.0.11", 6400),
+        _service("nat46u", "udp", "10.0.0.100", 46, "fnat", "fd00::11", 4600),
+        _service("sctp", "sctp", "10.0.0.100", 9, "fnat", "10.0.0.11", 90),
+        _service("sctp6", "sctp", "fd00::100", 9, "nat", "fd00::11", 90),
+        _service("sctp64", "sctp", "fd00::100", 64, "fnat", "10.0.0.11", 90),
     )
 )
 
@@ -136,12 +144,13 @@ def _tcp(
     port: str, there: f.Flow, back: f.Flow | None, back_port: str = ""
 ) -> list[tuple[str, bytes]]:
     """A conversation: handshake, plain, partial and GSO data both ways, end."""
-    tun, gso = there.tun, f.GSO_TCPV6 if "[" in there.client else f.GSO_TCPV4
+    tun = there.tun
     found = [(port, f.vnet(there.syn()))]
     for flow, where in ((back, back_port or port), (there, port)):
         if flow is None:
             found.append((where, f.vnet(there.ack())))
             continue
+        gso = f.GSO_TCPV6 if "[" in flow.client else f.GSO_TCPV4
         if flow is back:
             found.append((where, f.vnet(flow.segment("SA", mss=1460))))
         found += [
@@ -175,6 +184,69 @@ def _udp(port: str, there: f.Flow, back: f.Flow, back_port: str = "") -> list[tu
     if "[" not in there.client:
         found.append((port, f.vnet(there.udp(b"bare", checksum=0))))
     return found
+
+
+def _sctp(there: tuple[str, str, int], back: tuple[str, str, int], mac: str) -> list[bytes]:
+    """An association; each side is (its address, where it sends to, that port), from port 7."""
+    up = [s.init(), s.chunk(s.COOKIE_ECHO, b"x"), s.chunk(s.DATA, bytes(999), 3)]
+    down = [s.init(kind=s.INIT_ACK), s.chunk(s.COOKIE_ACK) + s.chunk(s.SACK, bytes(12))]
+    found = []
+    for at, chunk in enumerate((*up, s.chunk(s.SHUTDOWN, bytes(4)))):
+        body = s.sctp(7, there[2], chunk, vtag=at)
+        found.append(f.vnet(f.eth(LB, CLIENT, payload=f.ip(there[0], there[1], body))))
+    for chunk in (*down, s.chunk(s.ABORT)):
+        body = s.sctp(90, back[2], chunk, vtag=9)
+        found.append(f.vnet(f.eth(LB, mac, payload=f.ip(back[0], back[1], body))))
+    return found
+
+
+def _crossed() -> list[tuple[str, bytes]]:
+    """Conns between the families, SCTP, and errors about both."""
+    dest, dest6 = DESTS["10.0.0.11"], DESTS["fd00::11"]
+    found = [
+        *_tcp(
+            "lb0",
+            _tap_flow("[fd00::50]:7", "[fd00::100]:64"),
+            _reply("10.0.0.11:6400", "10.0.0.200:1025", dest),
+        ),
+        *_udp(
+            "lb0",
+            _tap_flow("[fd99::5]:7", "[fd00::100]:64"),
+            _reply("10.0.0.11:6400", "10.0.0.200:1025", dest),
+        ),
+        *_udp(
+            "lb0",
+            _tap_flow("10.0.0.50:7", "10.0.0.100:46"),
+            _reply("[fd00::11]:4600", "[fd00::200]:1025", dest6),
+        ),
+    ]
+    streams = [
+        *_sctp(("10.0.0.50", "10.0.0.100", 9), ("10.0.0.11", "10.0.0.200", 1025), dest),
+        *_sctp(("fd00::50", "fd00::100", 9), ("fd00::11", "fd00::50", 7), dest6),
+        *_sctp(("fd00::50", "fd00::100", 64), ("10.0.0.11", "10.0.0.200", 1026), dest),
+    ]
+    said = f.ipv4("10.0.0.200", "10.0.0.11", f.tcp(1025, 6400, b"x" * 20))
+    said4 = f.ipv4("10.0.0.200", "10.0.0.11", f.udp(1025, 6400, b"x" * 20))
+    said6 = f.ipv6("fd00::200", "fd00::11", f.udp(1025, 4600, b"x" * 20))
+    heard = f.ipv6("fd00::100", "fd00::50", f.tcp(64, 7, b"x" * 20))
+    quoted = f.ipv4("10.0.0.200", "10.0.0.11", s.sctp(1025, 90, s.chunk(s.DATA, bytes(20))))
+    bare = [
+        *(error("10.0.0.11", "10.0.0.200", 3, code, said, 1280) for code in range(16)),
+        error("10.0.0.11", "10.0.0.200", 12, 0, said, 8 << 24),
+        error("10.0.0.11", "10.0.0.200", 3, 3, said4[:28]),
+        error("10.0.0.11", "10.0.0.200", 11, 0, quoted),
+        error("10.0.0.11", "10.0.0.200", 3, 2, quoted[:28]),
+        *(error("fd00::11", "fd00::200", 1, code, said6) for code in range(6)),
+        error("fd00::11", "fd00::200", 2, 0, said6, 1300),
+        error("fd00::50", "fd00::100", 4, 0, heard, 24),
+        error("fd00::50", "fd00::100", 3, 0, heard[:48]),
+        f.ipv6(
+            *("fd00::50", "fd00::100", f.tcp(7, 64, b"x")),
+            extensions=((0, bytes(7)), (51, b"\4" + bytes(22))),
+        ),
+    ]
+    streams += [f.vnet(f.eth(LB, CLIENT, payload=packet)) for packet in bare]
+    return found + [("lb0", frame) for frame in streams]
 
 
 def error(saddr: str, daddr: str, kind: int, code: int, about: bytes, info: int = 0) -> bytes:
@@ -298,9 +370,67 @@ def _tun_frames() -> list[tuple[str, bytes]]:
     return found + [("tun0", f.vnet(packet, tun=True)) for packet in bare]
 
 
-TAP = Kind(TAP_CONFIG, _tap_frames())
+def _tunnel_config() -> str:
+    """Every wrapping, of either family in either, and a clamped MSS."""
+    lines = [line for line in TAP_CONFIG.splitlines() if '"service"' not in line]
+    for name, proto, vaddr, daddr, keys in (
+        ("ipip", "tcp", "10.0.0.100", "10.0.0.11", '{"type":"ipip"},"mss_clamp":true'),
+        ("gre", "udp", "10.0.0.100", "fd00::11", '{"type":"gre","csum":true}'),
+        ("gue", "tcp", "fd00::100", "10.0.0.11", '{"type":"gue","csum":true}'),
+        ("gue6", "udp", "fd00::100", "fd00::11", '{"type":"gue"}'),
+    ):
+        text = _service(name, proto, vaddr, 80, "tunnel", daddr, None)
+        lines.append(text.replace('"scheduler"', f'"tunnel":{keys},"scheduler"', 1))
+    return "\n".join(lines)
+
+
+def _tunnel_frames() -> list[tuple[str, bytes]]:
+    """Conversations, and errors about what they become."""
+    found = []
+    for client, server in (("10.0.0.50:40000", "10.0.0.100:80"), ("[fd99::5]:7", "[fd00::100]:80")):
+        flow = _tap_flow(client, server)
+        found += _tcp("lb0", flow, None)
+        found += _udp("lb0", flow, flow)
+        gso = f.GSO_TCPV6 if "[" in client else f.GSO_TCPV4
+        large = {"needs_csum": True, "gso_type": gso, "gso_size": 1000}
+        found.append(("lb0", f.vnet(flow.data(bytes(3500)), **large)))  # type: ignore[arg-type]
+    inner = f.ipv4("10.0.0.50", "10.0.0.100", f.tcp(40000, 80, b"x" * 1400), ttl=63)
+    inner6 = f.ipv6("fd99::5", "fd00::100", f.tcp(7, 80, b"x" * 1300), ttl=63)
+    gue = struct.pack("!BBH", 0, 41, 0) + inner6
+    for kind, info, outer in (
+        ((3, 4), 1300, f.ipv4("10.0.0.254", "10.0.0.11", inner, proto=4)),
+        ((3, 1), 0, f.ipv4("10.0.0.254", "10.0.0.11", inner, proto=4)),
+        ((3, 4), 1320, f.ipv4("10.0.0.254", "10.0.0.11", f.udp(50000, 6080, gue))),
+        ((11, 0), 0, f.ipv4("10.0.0.254", "10.0.0.11", f.udp(50000, 6080, gue))),
+    ):
+        packet = error("10.0.0.1", "10.0.0.254", *kind, outer[:400], info)
+        found.append(("lb0", f.vnet(f.eth(LB, GATEWAY, payload=packet))))
+    answer = f.ipv4("10.0.0.100", "10.0.0.50", f.tcp(80, 40000, bytes(1400)))
+    packet = error("192.0.2.1", "10.0.0.100", 3, 4, answer[:500], 1280)
+    found.append(("lb0", f.vnet(f.eth(LB, GATEWAY, payload=packet))))
+    return found
+
+
+TAP = Kind(TAP_CONFIG, _tap_frames() + _crossed())
 TUN = Kind(TUN_CONFIG, _tun_frames(), tun=True)
-KINDS = {"tap": TAP, "tun": TUN}
+TUNNEL = Kind(_tunnel_config(), _tunnel_frames())
+GATEWAY_KIND = Kind(gateway.CONFIG, gateway.FRAMES)
+
+
+def _held() -> str:
+    """The TUN's services, each with templates, a limit and conns that end soon, TCP's by RSTs."""
+    lines = [json.loads(line) for line in TUN_CONFIG.splitlines()]
+    for line in lines:
+        if line["kind"] == "service":
+            timeouts = {"tcp_established_s": 2, "udp_normal_s": 2, "udp_oneway_s": 2}
+            line |= {"persistence_s": 5, "max_conn": 6, "timeouts": timeouts}
+            line["reset_on_expire"] = line["proto"] == "tcp"
+    return "\n".join(json.dumps(line) for line in lines)
+
+
+HELD = Kind(_held(), TUN.frames, tun=True)
+
+KINDS = {"tap": TAP, "tun": TUN, "tunnel": TUNNEL, "gateway": GATEWAY_KIND, "held": HELD}
 
 
 def spoil(kind: Kind, frame: bytes, edits: list[Edit]) -> bytes:

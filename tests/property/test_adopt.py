@@ -23,7 +23,10 @@ from tunlb.testing.flow import Memory, make_director
 from tunlb.testing.frames import vnet
 
 COMPILED = tunlb.build() == "compiled"
-ROOMS = ("conn.py", "life.py", "core.py", "laddr.py", "fnat.py", "nat.py", "dr.py", "rewrite.py")
+ROOMS = (
+    *("conn.py", "life.py", "core.py", "birth.py", "transmit.py", "persist.py", "resets.py"),
+    *("laddr.py", "fnat.py", "nat.py", "dr.py", "rewrite.py"),
+)
 NETS = pytest.mark.parametrize("net", [V4, V6], ids=["v4", "v6"])
 MODES = pytest.mark.parametrize("mode", ["fnat", "nat", "dr"])
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 numbers = st.integers(0, 65535)
 edits = st.lists(st.tuples(st.sampled_from(EDITS), numbers, numbers), max_size=3)
 steps = st.lists(
-    st.tuples(st.integers(0, 120), edits, st.sampled_from((0, 0, 0, 30, 1000, 20_000))),
+    st.tuples(st.integers(0, 220), edits, st.sampled_from((0, 0, 0, 30, 1000, 20_000))),
     min_size=1,
     max_size=20,
 )

@@ -174,16 +174,3 @@ def test_udp_without_a_checksum_stays_without(ends: tuple[Endpoint, ...], data: 
     found = parser.parse(emit(pkt), tun=True).find(parser.Udp)
     assert isinstance(found, parser.Udp)
     assert found.checksum == 0
-
-
-@given(ends=conns(), data=payloads, direction=st.sampled_from((INBOUND, OUTBOUND)))
-@settings(deadline=None)
-def test_no_rewrite_changes_no_byte(
-    ends: tuple[Endpoint, ...], data: bytes, direction: int
-) -> None:
-    caddr, vaddr, laddr, daddr = ends
-    table = make_conn((caddr, vaddr), (daddr, laddr), c.NO_REWRITE | c.ONEWAY)
-    frame = f.vnet(build(caddr, vaddr, "tcp", data))
-    pkt = load(frame)
-    rewrite.apply(pkt, table, 0, direction)
-    assert emit(pkt) == frame

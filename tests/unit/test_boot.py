@@ -19,7 +19,7 @@ def applied(text: str) -> Applied:
     return Applied(at_ms=7, config=config, ids=tuple(DestIds().assign(config).items()))
 
 
-def many(dests: int = 0, routes: int = 0, neighs: int = 0) -> str:
+def many(dests: int = 0, routes: int = 0, neighs: int = 0, acls: int = 0) -> str:
     """A service of that many dests between two without any."""
     lines: list[dict[str, object]] = [
         {"kind": "port", "name": "lb0", "addresses": ["10.0.0.254/16"]},
@@ -52,6 +52,9 @@ def many(dests: int = 0, routes: int = 0, neighs: int = 0) -> str:
         }
         for i in range(neighs)
     ]
+    lines += [
+        {"kind": "acl", "action": "deny", "src": f"10.{i >> 8}.{i & 255}.0/24"} for i in range(acls)
+    ]
     return "\n".join(map(json.dumps, lines))
 
 
@@ -76,6 +79,7 @@ def run(lines: Iterable[bytes]) -> tuple[Arrived, int]:
         pytest.param(many(dests=PIECE + 1), id="one more"),
         pytest.param(many(dests=1000, routes=40, neighs=20), id="many of everything"),
         pytest.param(many(neighs=40), id="neighs without routes"),
+        pytest.param(many(acls=1000), id="lists alone"),
     ],
 )
 def test_what_arrives_in_pieces_is_what_was_sent(text: str) -> None:
@@ -87,7 +91,7 @@ def test_what_arrives_in_pieces_is_what_was_sent(text: str) -> None:
 
 def test_no_piece_is_large() -> None:
     few = encode_pieces(applied(many(dests=PIECE))).splitlines()
-    more = encode_pieces(applied(many(dests=1000, routes=200, neighs=99))).splitlines()
+    more = encode_pieces(applied(many(dests=1000, routes=200, neighs=99, acls=999))).splitlines()
     assert len(more) > 1000 / PIECE
     assert max(map(len, more)) < 2 * max(map(len, few))
 

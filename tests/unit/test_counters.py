@@ -44,8 +44,9 @@ def test_counters_are_shared_through_their_buffer() -> None:
 
 
 @pytest.mark.parametrize("kind", [DropReason, Event])
-def test_numbers_have_no_gaps_and_every_one_its_sentence(kind: type[DropReason | Event]) -> None:
-    assert [member.value for member in kind] == list(range(len(kind)))
+def test_numbers_only_grow_and_every_one_has_its_sentence(kind: type[DropReason | Event]) -> None:
+    numbers = [member.value for member in kind]
+    assert numbers == sorted(set(numbers))
     sentences = [member.sentence for member in kind]
     assert len(set(sentences)) == len(sentences)
     for sentence in sentences:

@@ -20,13 +20,13 @@ from tunlb.catalog import DestIds
 from tunlb.channel import Channel, ChannelClosed, close_all, pair, put_blob
 from tunlb.conf import Hook as HookLine
 from tunlb.conf import loads
-from tunlb.counters import Counters, Event, Gauge
+from tunlb.conf.values import HookCall
+from tunlb.counters import Counters, DropReason, Event, Gauge
 from tunlb.hook import Hook, Point
 from tunlb.lab import TOPOLOGIES
 from tunlb.log import Logger
 from tunlb.loop import EXIT_UNPREPARED, HookError, HookErrors, Worker, WorkerLife, load_hook
 from tunlb.mailbox import open_mailbox
-from tunlb.netif import Netif
 from tunlb.outbox import PLAIN_VNET
 from tunlb.pace import Pace
 from tunlb.shared import Shared
@@ -60,7 +60,7 @@ class Fails(Hook):
 
 
 def line(call: str) -> HookLine:
-    return HookLine(point="forward", call=call, priority=7)
+    return HookLine(point="forward", call=HookCall(call), priority=7)
 
 
 @pytest.mark.parametrize(
@@ -124,17 +124,21 @@ class Rig:
         return await self.ask("go", name="pytest", cpu=None)
 
     async def answered(self, frame: bytes) -> bytes:
-        """The first frame that comes back to the sender of ``frame``."""
-        self.device.send(PLAIN_VNET + frame)
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    found = self.device.recv(65536)[len(PLAIN_VNET) :]
-                except BlockingIOError:
-                    await asyncio.sleep(0.001)
-                    continue
-                if found[:6] == frame[6:12]:
-                    return found
+        return await answered(self.device, frame)
+
+
+async def answered(device: socket.socket, frame: bytes) -> bytes:
+    """The first frame that comes back to the sender of ``frame``."""
+    device.send(PLAIN_VNET + frame)
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                found = device.recv(65536)[len(PLAIN_VNET) :]
+            except BlockingIOError:
+                await asyncio.sleep(0.001)
+                continue
+            if found[:6] == frame[6:12]:
+                return found
 
 
 def boot(text: str = TEXT) -> Boot:
@@ -389,9 +393,9 @@ def test_a_device_that_is_made_anew() -> None:
 def test_a_device_is_missed_without_being_told() -> None:
     """A pipe's writing end stands for it: no event ever comes, and a read fails."""
 
-    async def main() -> list[Netif]:
+    async def main() -> list[int]:
         director = FlowRig(TEXT).director
-        lost: list[Netif] = []
+        lost: list[int] = []
         reading, writing = os.pipe2(os.O_NONBLOCK)
         worker = Worker(
             director,
@@ -405,10 +409,46 @@ def test_a_device_is_missed_without_being_told() -> None:
                 await asyncio.sleep(0.001)
         worker.stop()
         os.close(reading)
-        assert director.netifs[0] is lost[0]
         return lost
 
-    assert len(asyncio.run(main())) == 1
+    assert asyncio.run(main()) == [0]
+
+
+def test_the_other_device_of_a_bond_takes_over() -> None:
+    """The one that stands by is read and forgotten, also what waits there when its time comes."""
+    text = TEXT + '{"kind": "port", "name": "lb1", "backup_of": "lb0"}\n'
+
+    async def main() -> None:
+        director = FlowRig(text).director
+        dropped = director.counters.dropped
+
+        async def forgotten(count: int) -> None:
+            async with asyncio.timeout(5):
+                while dropped(DropReason.STANDBY) < count:
+                    await asyncio.sleep(0.001)
+
+        with port() as (first, one), port() as (second, two):
+            ports = [
+                Port(netif, fd, director.counters)
+                for netif, fd in zip(director.carried, (one, two), strict=True)
+            ]
+            worker = Worker(director, ports, lambda _: None, Pace(lambda _: None), standby=[1])
+            worker.start()
+            second.send(PLAIN_VNET + ARP_FOR_US)
+            await forgotten(1)
+            await answered(first, ARP_FOR_US)
+            second.send(PLAIN_VNET + ARP_FOR_US)
+            worker.activate(1)
+            assert dropped(DropReason.STANDBY) == 2
+            await answered(second, ARP_FOR_US)
+            first.send(PLAIN_VNET + ARP_FOR_US)
+            await forgotten(3)
+            worker.activate(0)
+            await answered(first, ARP_FOR_US)
+            assert dropped(DropReason.STANDBY) == 3
+            worker.stop()
+
+    asyncio.run(main())
 
 
 def test_half_of_a_message_ends_it() -> None:

@@ -32,7 +32,15 @@ from tunlb.mailbox import (
 )
 from tunlb.netif import Netif
 from tunlb.outbox import PLAIN_VNET
-from tunlb.packet import BUFFER_LEN, ETHER_LEN, L3_OFFSET, VNET_LEN, Packet
+from tunlb.packet import (
+    ASKED,
+    BUFFER_LEN,
+    ETHER_LEN,
+    L3_OFFSET,
+    NOT_ASKED,
+    VNET_LEN,
+    Packet,
+)
 from tunlb.testing.flow import Rig, Sent
 from tunlb.testing.frames import Flow, vnet
 from tunlb.wire import vnet as virtio
@@ -102,6 +110,20 @@ def test_a_frame_arrives_as_a_port_would_read_it(post: Post, netif: Netif) -> No
     assert (id(pkt.oif), pkt.sport, pkt.owner, pkt.err_type) == (id(None), 0, -1, -1)
     assert pkt.handed
     assert post.snapshots() == [{"HANDED_OVER": 1}, {"HANDED_IN": 1}]
+
+
+@pytest.mark.parametrize("chosen", [NOT_ASKED, ASKED, 0, 1, 255, 256, 65533])
+def test_what_workers_ask_each_other_arrives(post: Post, chosen: int) -> None:
+    """Only with a packet that says so: in any other one the field is what was left there."""
+    pkt = post.packets[0]
+    pkt.load(PLAIN_VNET + HERE, TAP)
+    pkt.chosen = chosen
+    assert post.boxes[0].send_packet(pkt, 1)
+    pkt.handed = True
+    assert post.boxes[0].send_packet(pkt, 1)
+    for expected in (NOT_ASKED, chosen):
+        assert post.read() == FRAME
+        assert post.packets[1].chosen == expected
 
 
 def test_what_a_port_reads_next_was_not_handed_over(post: Post) -> None:

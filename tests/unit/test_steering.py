@@ -36,7 +36,9 @@ from tunlb.steering import (
     refusal,
 )
 from tunlb.testing.frames import PLAIN, Transport, arp, echo, eth, ip, tcp, udp
+from tunlb.testing.sctp import sctp
 from tunlb.wire import ether, ipv4, ipv6
+from tunlb.wire import sctp as sctp_header
 from tunlb.wire import tcp as tcp_header
 from tunlb.wire import udp as udp_header
 
@@ -290,7 +292,7 @@ def netif_addresses(netif: Netif) -> Addresses:
     return addresses
 
 
-BUILDERS: tuple[Callable[..., Transport], ...] = (tcp, udp)
+BUILDERS: tuple[Callable[..., Transport], ...] = (tcp, udp, sctp)
 TAP = Netif(0, "lb0", 0x020000000002)
 TAP.vlans[5] = Netif(1, "lb0.5", TAP.mac, vid=5, queue=0)
 TUN = Netif(2, "lb1", 0, tun=True)
@@ -310,7 +312,7 @@ def pairs_of_addresses(draw: st.DrawFn) -> tuple[IPAddress, IPAddress]:
 
 
 class Seen(NamedTuple):
-    """A TCP or UDP packet that is whole, as its builder meant it."""
+    """A TCP, UDP or SCTP packet that is whole, as its builder meant it."""
 
     packet: bytes
     saddr: IPAddress
@@ -367,7 +369,8 @@ def parsed(frame: bytes, netif: Netif) -> Packet | None:
         return None
     if (ipv6 if version == 6 else ipv4).parse(pkt) or pkt.fragment:
         return None
-    if pkt.proto not in (6, 17) or (tcp_header if pkt.proto == 6 else udp_header).parse(pkt):
+    parse = {6: tcp_header.parse, 17: udp_header.parse, 132: sctp_header.parse}.get(pkt.proto)
+    if parse is None or parse(pkt):
         return None
     return None if version == 6 and pkt.l4 - pkt.l3 > 40 else pkt
 

@@ -17,7 +17,7 @@ from tunlb.mailbox import Mailbox, open_mailbox
 from tunlb.neigh import NeighTable
 from tunlb.netif import Addresses, Netif
 from tunlb.outbox import PLAIN_VNET, Outbox
-from tunlb.packet import ETHER_LEN, L3_OFFSET, VNET_LEN, Packet
+from tunlb.packet import ASKED, ETHER_LEN, L3_OFFSET, VNET_LEN, Packet
 from tunlb.peers import Peers
 from tunlb.tap import (
     BURST_BYTES,
@@ -459,6 +459,31 @@ def test_a_frame_is_handed_over_once(workers: tuple[Worker, Worker]) -> None:
     assert owner.drain.take_mail(0) == 1
     assert reader.drain.take_mail(0) == 0
     assert owner.counters.snapshot() == {"HANDED_IN": 1, "drop.UNKNOWN": 1}
+
+
+def test_a_question_and_its_answer_are_handed_on(workers: tuple[Worker, Worker]) -> None:
+    """What workers ask each other about a packet (ipvs/persist.py) travels with it."""
+    asker, home = workers
+
+    def ask(pkt: Packet) -> int:
+        if pkt.handed:
+            assert pkt.chosen == 7
+            return Verdict.DROP
+        verdict = give(1)(pkt)
+        pkt.handed, pkt.chosen = True, ASKED
+        return verdict
+
+    def answer(pkt: Packet) -> int:
+        assert pkt.chosen == ASKED
+        pkt.chosen = 7
+        return give(0)(pkt)
+
+    asker.director.act, home.director.act = ask, answer
+    asker.wires[0].send(FRAME)
+    asker.drain.run(asker.wires[0].port, 0)
+    assert home.drain.take_mail(0) == 1
+    assert asker.drain.take_mail(0) == 1
+    assert home.counters.snapshot() == {"HANDED_IN": 1, "HANDED_OVER": 1}
 
 
 def test_messages_go_out_with_the_burst_and_are_heard(workers: tuple[Worker, Worker]) -> None:

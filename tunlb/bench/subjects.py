@@ -169,6 +169,14 @@ def configuration(mode: str, workers: int) -> str:
         {"kind": "port", "name": TAPS["out"], "bridge": "br-out", "addresses": [f"{OUTSIDE}/24"]},
         {"kind": "port", "name": TAPS["in"], "bridge": "br-in", "addresses": [f"{INSIDE}/24"]},
     ]
+    if mode == "snat":
+        match = {"dst": [f"{address}/32" for address in SERVERS]}
+        lines += [
+            {"kind": "service", "name": proto, "proto": proto, "match": match}
+            | {"fwdmode": "snat", "laddrs": [LADDRS]}
+            for proto in ("tcp", "udp")
+        ]
+        return "".join(json.dumps(line) + "\n" for line in lines)
     for proto, ports in (("tcp", TCP_PORTS), ("udp", UDP_PORTS)):
         for port in ports:
             name = f"{proto}-{port}"
@@ -218,7 +226,8 @@ def _tunlb(
             network.route_through()
         devices = ("to-server",) if mode == "dr" else ("to-client", "to-server")
         try:
-            yield Standing(network.director, VIP, devices=devices)
+            address = SERVERS[0] if mode == "snat" else VIP
+            yield Standing(network.director, address, devices=devices)
         except BenchError as error:
             error.add_note("tunlb logged last:\n" + "\n".join(process.log_lines[-15:]))
             raise
@@ -251,6 +260,7 @@ SUBJECTS: Final = (
     _compiled("nat", "tunlb nat", "nat"),
     _compiled("fnat", "tunlb fnat", "fnat"),
     _compiled("dr", "tunlb dr (answers do not pass it)", "dr"),
+    _compiled("snat", "tunlb snat (to the server's own address)", "snat"),
     _compiled("nat-2w", "tunlb nat, 2 workers", "nat", 2),
     _compiled("fnat-2w", "tunlb fnat, 2 workers", "fnat", 2),
     _uncompiled("nat"),

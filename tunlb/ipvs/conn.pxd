@@ -4,12 +4,13 @@ from tunlb.packet cimport Packet
 @cython.final
 cdef class ConnTable:
     cdef public long long conn_max
-    cdef public object mem
+    cdef public object mem, extra_mem
     cdef object heads_mem, keys_mem
     cdef unsigned long long* q
     cdef unsigned int* d
     cdef unsigned short* h
     cdef unsigned char* b
+    cdef unsigned int* x
     cdef unsigned int* heads
     cdef unsigned long long* keys
     cdef unsigned long long* header

@@ -15,6 +15,9 @@ multilinear over 32-bit words with secret 64-bit multipliers (Lemire & Kaser, "S
 string hashing is fast", 2014): any two keys collide with probability 2**-32 for whoever does not
 know them. Heads are sized for the full table when it is made, so there is never a rehash.
 
+Beside each row there is room for EXTRA_SIZE bytes more (``x``), which only conns of some services
+use. It lies behind all rows, so that the pages of who uses none are never touched.
+
 Rows are shared, and survive the worker. Before them lies a header of a page, of which this module
 uses one word: how many rows were ever in use (:data:`HEADER_FRESH`), so that a successor need not
 look at the others. Heads and the free list are private and rebuilt from the rows (see life.py).
@@ -32,6 +35,7 @@ INBOUND = 0
 OUTBOUND = 1
 
 ROW_SIZE = 128  #: bytes
+EXTRA_SIZE = 64  #: bytes beside each row, for the few conns that need more; behind all rows
 HEADER_SIZE = 4096  #: bytes before the first row
 HEADER_FRESH = 8  #: word of the header: rows from here on were never used
 HASH_KEYS = 11  #: secret 64-bit multipliers of the hash
@@ -41,6 +45,21 @@ VALID = 1  #: the row is in use
 ONEWAY = 2  #: replies do not pass (DR): the outbound key is not hashed
 ACTIVE = 4  #: counted in the dest's actconns
 NO_REWRITE = 8  #: packets leave as they came, but for TTL and L2
+XMIT = 16  #: the mode has a last word on each packet (Mode.xmit), after the rewrite
+SEQUENCE = 32  #: TCP sequence numbers are adjusted: see ipvs/sequence.py
+RESETS = 64  #: both sides get a RST when the conn expires, so sequence numbers are remembered
+TEMPLATE = 128  #: no conn but a persistence template: see ipvs/persist.py
+CONTROLLED = 256  #: a template holds this conn to its dest
+MSS = 512  #: the MSS option of SYNs is lowered to what the path takes
+ECHO = 1024  #: pings: their identifier is rewritten, see ipvs/echo.py
+CRC32C = 2048  #: SCTP, whose checksum is none of the Internet's
+SYNPROXY = 4096  #: its handshakes were made apart: see ipvs/synproxy.py
+HALF = 8192  #: half-open, and counted by its service: see ipvs/synpolicy.py
+#: What Transmit.send looks at beyond the rewrite.
+SPECIAL = NO_REWRITE | XMIT | SEQUENCE | RESETS | MSS | ECHO | CRC32C | SYNPROXY
+
+#: B_PROTO of a template. No packet has its key: 255 is reserved, and never a balanced protocol.
+TEMPLATE_PROTO = 255
 
 # A row as words of 8, 4, 2 and 1 bytes: word index = base + row * words per row.
 Q_KEY = 0  #: 4 words a direction: saddr_hi, saddr, daddr_hi, daddr
@@ -60,6 +79,12 @@ H_MTU = 52  #: 1 a direction
 D_PACKETS = 27  #: 1 a direction
 D_NEXT = 29  #: 1 a direction: the next entry of the hash chain, plus 1
 D_EPOCH = 31
+
+# The extra of a row as words of 4 bytes: word index = base + row * 16. Whoever sets the flag that
+# speaks of a word writes it first: nothing zeroes it.
+X_CONTROL = 0  #: CONTROLLED: the template's row. TEMPLATE: how many conns it holds
+X_END = 1  #: RESETS, 1 a direction: what follows the last byte sent on in it; 0: not known
+X_SEQUENCE = 3  #: SEQUENCE: 13 words, see ipvs/sequence.py
 
 _Q_ROW = cython.declare(cython.longlong, 16)
 _D_ROW = cython.declare(cython.longlong, 32)
@@ -83,12 +108,17 @@ def hash_secret(material: bytes) -> bytes:
     return hashlib.shake_256(b"tunlb conn hash" + material).digest(8 * HASH_KEYS)
 
 
+def table_size(conn_max: int) -> int:
+    """Bytes of the buffer of a table of ``conn_max`` rows."""
+    return HEADER_SIZE + (ROW_SIZE + EXTRA_SIZE) * conn_max
+
+
 class ConnTable:
-    """``conn_max`` rows over ``buffer`` (HEADER_SIZE + ROW_SIZE * conn_max writable bytes, zeroed
-    when new).
+    """``conn_max`` rows over ``buffer`` (:func:`table_size` writable bytes, zeroed when new).
 
     ``secret`` is ``8 * HASH_KEYS`` bytes (see :func:`hash_secret`). Rows are addressed through
     ``q``, ``d``, ``h`` and ``b``: the same memory as words of 8, 4, 2 and 1 bytes, native-endian.
+    ``x`` are the rows' extras as words of 4 bytes.
     Over a buffer that a former worker used, :meth:`adopt` or :meth:`discard` each of the first
     ``fresh`` rows before anything else.
     """
@@ -99,12 +129,14 @@ class ConnTable:
         if len(secret) != 8 * HASH_KEYS:
             raise ValueError(f"the hash needs {8 * HASH_KEYS} secret bytes, got {len(secret)}")
         self.conn_max = conn_max
-        size = HEADER_SIZE + ROW_SIZE * conn_max
+        size = table_size(conn_max)
         whole = memoryview(bytearray(size) if buffer is None else buffer).cast("B")
         if len(whole) < size:
             raise ValueError(f"{conn_max} rows need {size} bytes, got {len(whole)}")
         header_mem = whole[:HEADER_SIZE].cast("Q")
-        self.mem = whole[HEADER_SIZE:size]
+        self.mem = whole[HEADER_SIZE : HEADER_SIZE + ROW_SIZE * conn_max]
+        x_mem = whole[HEADER_SIZE + ROW_SIZE * conn_max : size].cast("I")
+        self.extra_mem = x_mem
         n_heads = 1 << max(4, (2 * conn_max - 1).bit_length())
         self.mask = n_heads - 1
         self.heads_mem = memoryview(bytearray(4 * n_heads)).cast("I")
@@ -117,6 +149,7 @@ class ConnTable:
             d_view: cython.uint[::1] = d_mem
             h_view: cython.ushort[::1] = h_mem
             b_view: cython.uchar[::1] = self.mem
+            x_view: cython.uint[::1] = x_mem
             heads_view: cython.uint[::1] = self.heads_mem
             keys_view: cython.ulonglong[::1] = self.keys_mem
             header_view: cython.ulonglong[::1] = header_mem
@@ -124,6 +157,7 @@ class ConnTable:
             self.d = cython.address(d_view[0])
             self.h = cython.address(h_view[0])
             self.b = cython.address(b_view[0])
+            self.x = cython.address(x_view[0])
             self.heads = cython.address(heads_view[0])
             self.keys = cython.address(keys_view[0])
             self.header = cython.address(header_view[0])
@@ -132,6 +166,7 @@ class ConnTable:
             self.d = d_mem
             self.h = h_mem
             self.b = self.mem
+            self.x = x_mem
             self.heads = self.heads_mem
             self.keys = self.keys_mem
             self.header = header_mem
@@ -139,6 +174,10 @@ class ConnTable:
         self.fresh = 0
         self.look()
         self._free = 0  # the first freed row, plus 1; chained through D_NEXT
+
+    def secret(self) -> bytes:
+        """What it was made with."""
+        return bytes(self.keys_mem)
 
     def hash_tuple(
         self,

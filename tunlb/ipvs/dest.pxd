@@ -1,17 +1,34 @@
+cimport cython
+from tunlb.ipvs.far cimport FarEnd
+from tunlb.ipvs.synpolicy cimport HalfOpen
 from tunlb.ipvs.timeouts cimport Timeouts
+
+@cython.final
+cdef class Carried:
+    cdef public long long conns
 
 cdef class Dest:
     cdef public int id, af
     cdef public unsigned long long daddr_hi, daddr
     cdef public int dport, weight, fwdmode
-    cdef public long long max_conn
-    cdef public bint available
+    cdef public long long max_conn, min_conn
+    cdef public bint available, limited, overloaded, reset_on_expire
+    cdef public int full_weight, policy
+    cdef public long long ramp_from
+    cdef public Carried carried
     cdef public Timeouts timeouts
     cdef public str service_name
+    cdef public long long half_open
+    cdef public HalfOpen half_opens
     cdef public long long drain_until
+    cdef public int mss_clamp
+    cdef public FarEnd far
     cdef readonly object stats
     cdef unsigned long long* v
 
     cpdef bint valid(self) noexcept
+    cpdef void half_opened(self, int n) noexcept
+    cpdef bint weigh(self) noexcept
+    cpdef void count(self, int change) noexcept
     cpdef long long load(self) noexcept
     cpdef long long overhead(self) noexcept

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import cython
 
+from tunlb.ipvs.far import FarEnd
+from tunlb.ipvs.synpolicy import HalfOpen
 from tunlb.ipvs.timeouts import NO_TIMEOUTS
 
 # Forwarding modes, numbered as in IPVS and DPVS.
@@ -14,6 +18,7 @@ FWD_DR = 3
 FWD_BYPASS = 4
 FWD_FNAT = 5
 FWD_SNAT = 6
+FWD_NAT64 = 7  #: our own: FNAT to a dest of the other family
 
 
 # What a dest counts: words of its row, see Dest.
@@ -24,10 +29,29 @@ IN_BYTES = 3
 OUT_BYTES = 4
 ACTCONNS = 5
 INACTCONNS = 6
+TEMPLATES = 7  #: persistence templates, which are no conns
 STATS_SIZE = 64  #: bytes of a row
 
 _ACTCONNS = cython.declare(cython.int, ACTCONNS)
 _INACTCONNS = cython.declare(cython.int, INACTCONNS)
+
+
+# What becomes of a conn whose dest was removed (expire_nodest) or made quiescent
+# (expire_quiescent).
+KEEP = 0  #: it goes on until its drain time is over
+RESET = 1  #: both sides get a RST at once
+RESCHEDULE = 2  #: it ends at its next packet, which may open another
+
+POLICIES = MappingProxyType({"keep": KEEP, "reset": RESET, "reschedule": RESCHEDULE})
+
+
+class Carried:
+    """How many conns a service with a limit carries, those of its removed dests among them. All of
+    a service's dests have the same one.
+    """
+
+    def __init__(self) -> None:
+        self.conns = 0
 
 
 class Dest:
@@ -36,7 +60,10 @@ class Dest:
     ``id`` is its number in the director's dest list and in every conn that it carries. ``dport`` 0
     keeps the packet's port. A dest is *valid* for new conns when it is available, not overloaded
     and its weight is not 0 (quiescent). After ``drain_until`` (ms, -1: no limit) its conns end at
-    their next packet.
+    their next packet, as ``policy`` says (see ipvs/lapse.py). ``full_weight`` is the configured
+    weight where ``weight`` still grows towards it (see ipvs/ramp.py).
+
+    ``far`` is how a tunnel reaches it; None: none ever did.
 
     What it counts lies in ``stats``, STATS_SIZE writable bytes that may be shared: ``v[CONNS]`` and
     so on, unsigned 64 bits each. ACTCONNS counts conns in ESTABLISHED, INACTCONNS the rest (so
@@ -63,10 +90,22 @@ class Dest:
         self.weight = weight
         self.fwdmode = fwdmode
         self.max_conn = max_conn
+        self.min_conn = 0
+        self.overloaded = False
+        self.limited = max_conn != 0  # by this or by its service's max_conn
+        self.full_weight = weight
+        self.ramp_from = -1
+        self.policy = KEEP
+        self.reset_on_expire = False
+        self.carried = Carried()
         self.available = True
         self.drain_until = -1
         self.timeouts = NO_TIMEOUTS
         self.service_name = ""
+        self.mss_clamp = 0  #: see ipvs/mss.py; 0: SYNs pass as they are
+        self.far: FarEnd | None = None
+        self.half_open = 0
+        self.half_opens: HalfOpen | None = None  # the service's, if it counts them
         self.stats = memoryview(bytearray(STATS_SIZE) if stats is None else stats).cast("Q")
         if cython.compiled:
             view: cython.ulonglong[::1] = self.stats
@@ -96,7 +135,44 @@ class Dest:
         """May it take a new conn?"""
         if not self.available or self.weight <= 0:
             return False
-        return self.max_conn == 0 or self.load() < self.max_conn
+        return self.max_conn == 0 or not self.weigh()
+
+    def weigh(self) -> cython.bint:
+        """Is it overloaded: had it ``max_conn`` conns, and has it not had fewer than ``min_conn``
+        since (0: three quarters of max_conn)? To be asked whenever their number changes.
+        """
+        load: cython.longlong = self.load()
+        if load >= self.max_conn:
+            self.overloaded = True
+        elif self.overloaded:
+            if self.min_conn != 0:
+                self.overloaded = load >= self.min_conn
+            else:
+                self.overloaded = load * 4 >= self.max_conn * 3
+        return self.overloaded
+
+    def count(self, change: cython.int) -> None:
+        """Where ``limited``: it has a conn more (1) or less (-1), counted already."""
+        self.carried.conns += change
+        if self.max_conn != 0:
+            self.weigh()
+
+    def half_opened(self, n: cython.int) -> None:
+        """``n`` conns of its more are half-open, and have HALF in their rows."""
+        whole: HalfOpen | None = self.half_opens
+        self.half_open += n
+        if whole is not None:
+            whole.count += n
+
+    def count_in(self, whole: HalfOpen | None) -> None:
+        """Its half-open conns are part of ``whole``, the service's, from now on; None: those that
+        come are not counted.
+        """
+        if self.half_opens is not None:
+            self.half_opens.count -= self.half_open
+        self.half_opens = whole
+        if whole is not None:
+            whole.count += self.half_open
 
     def load(self) -> cython.longlong:
         """How many conns it carries."""

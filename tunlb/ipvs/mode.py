@@ -1,29 +1,47 @@
 """The Mode type: what a forwarding mode makes of a conn when it is born.
 
 A mode fills the OUTBOUND key (daddr, laddr, dport, lport) and flags of a row whose INBOUND key is
-in place. The packet path knows nothing else of modes: see rewrite.py.
+in place. For most modes the packet path knows nothing else of them: see rewrite.py. A mode that
+does more to a packet than change addresses and ports sets XMIT in the row.
 """
 
 from __future__ import annotations
 
 import cython
 
-from tunlb.ipvs.conn import D_PORTS, ConnTable
+from tunlb.ipvs.conn import B_AF, D_PORTS, ConnTable
 from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.laddr import LportPools
 from tunlb.ipvs.service import Service
+from tunlb.netif import Addresses
+from tunlb.packet import Packet
+from tunlb.route import RouteTable
 
+if cython.compiled:
+    from cython.cimports.tunlb.ipvs import related
+else:
+    from tunlb.ipvs import related
+
+_B_AF = cython.declare(cython.longlong, B_AF)
 _D_PORTS = cython.declare(cython.longlong, D_PORTS)
 
 
 class Mode:
-    """A forwarding mode; ``number`` is IPVS' (see ipvs.dest), ``flags`` what it sets in a row."""
+    """A forwarding mode; ``number`` is IPVS' (see ipvs.dest), ``flags`` what it sets in a row.
+
+    ``cuts``: offloaded frames come to :meth:`xmit` in segments.
+    """
 
     number = -1
     flags = 0
+    takes_fragments = False  # XMIT: xmit may be given one, the first or a later one
 
     def __init__(self, pools: LportPools) -> None:
         self.pools = pools
+        self.cuts = False
+
+    def rewire(self, addresses: Addresses, routes: RouteTable) -> None:
+        """Go by these from the next packet on."""
 
     def bind(
         self,
@@ -42,6 +60,54 @@ class Mode:
     def rebind(self, conns: ConnTable, row: cython.longlong) -> cython.bint:
         """Take again what bind took for a conn of a former worker; False when it cannot be had."""
         return True
+
+    def fits(self, conns: ConnTable, row: cython.longlong, dest: Dest) -> cython.bint:
+        """Could :meth:`bind` have filled this row of a former worker for ``dest``?"""
+        return (
+            dest.af == conns.b[row * 128 + _B_AF]
+            and conns.q[row * 16 + 4] == dest.daddr_hi
+            and conns.q[row * 16 + 5] == dest.daddr
+            and conns.d[row * 32 + _D_PORTS + 1] >> 16 == dport_of(conns, row, dest)
+        )
+
+    def rival(
+        self, conns: ConnTable, row: cython.longlong, service: Service, at: cython.int
+    ) -> cython.longlong:
+        """A mode without pools: the conn that holds the ``at``-th lport that bind tried, or -1."""
+        return -1
+
+    def path_mtu(self, dest: Dest, direction: cython.int, mtu: cython.int) -> cython.int:
+        """XMIT: bytes that a packet may have before :meth:`xmit`, where the route takes ``mtu``."""
+        return mtu
+
+    def xmit(
+        self,
+        pkt: Packet,
+        conns: ConnTable,
+        row: cython.longlong,
+        direction: cython.int,
+        dest: Dest,
+        now: cython.longlong,
+    ) -> cython.int:
+        """XMIT: the last word on a packet, after its rewrite and TTL, before POST_ROUTING; 0, or a
+        DropReason.
+        """
+        return 0
+
+    def relate(
+        self,
+        pkt: Packet,
+        conns: ConnTable,
+        row: cython.longlong,
+        direction: cython.int,
+        dest: Dest,
+        now: cython.longlong,
+    ) -> cython.int:
+        """XMIT: have an ICMP error about a packet of the conn say the same to who sent that packet,
+        its TTL lowered already; 0, or a DropReason.
+        """
+        related.translate(pkt, conns, row, direction)
+        return 0
 
 
 def set_outbound(

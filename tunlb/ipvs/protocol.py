@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import cython
 
+from tunlb.counters import DropReason
 from tunlb.ipvs.timeouts import Timeouts
 from tunlb.packet import Packet
 
@@ -22,15 +23,28 @@ ESTABLISHED = 3  #: never evicted
 
 
 class Protocol:
-    """One balanced protocol; a subclass per file of ipvs/proto/."""
+    """One balanced protocol; a subclass per file of ipvs/proto/.
+
+    ``flags`` are what its conns have in their rows (see ipvs/conn.py). ``refusal`` is the
+    DropReason of a packet to a service that may not open a conn.
+    """
 
     number = 0
     name = ""
     states: tuple[str, ...] = ()
+    resumed = 0  #: the state of a conn that we go on with in its middle
+
+    def __init__(self) -> None:
+        self.flags = 0
+        self.refusal: int = DropReason.TCP_NOT_SYN
 
     def opens(self, pkt: Packet) -> cython.bint:
         """May this packet open a conn?"""
         raise NotImplementedError
+
+    def resumes(self, pkt: Packet) -> cython.bint:
+        """Is this packet the middle of a conn that another director may have known?"""
+        return False
 
     def reopens(self, pkt: Packet, state: cython.int) -> cython.bint:
         """Is this packet, on a conn in ``state``, the start of another conn on the same ports?"""

@@ -10,17 +10,28 @@ from __future__ import annotations
 
 import cython
 
-from tunlb.ipvs.conn import D_PORTS, H_FLAGS, NO_REWRITE, ConnTable
+from tunlb.ipvs.conn import D_PORTS, H_FLAGS, NO_REWRITE, SEQUENCE, ConnTable
+from tunlb.ipvs.matches import MatchTable
 from tunlb.ipvs.sharding import Sharding
 from tunlb.netif import Addresses
-from tunlb.packet import IPPROTO_TCP, IPPROTO_UDP, Packet
+from tunlb.packet import (
+    IPPROTO_ICMP,
+    IPPROTO_ICMPV6,
+    IPPROTO_SCTP,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    Packet,
+)
+from tunlb.route import RouteTable
 
 if cython.compiled:
-    from cython.cimports.tunlb.ipvs import rewrite
-    from cython.cimports.tunlb.wire import checksum, icmp
+    from cython.cimports.tunlb.ipvs import client_address, echo, rewrite
+    from cython.cimports.tunlb.ipvs.matches import owner as owner_of
+    from cython.cimports.tunlb.wire import checksum, icmp, sctp
 else:
-    from tunlb.ipvs import rewrite
-    from tunlb.wire import checksum, icmp
+    from tunlb.ipvs import client_address, echo, rewrite
+    from tunlb.ipvs.matches import owner as owner_of
+    from tunlb.wire import checksum, icmp, sctp
 
 UNRELATED = -1
 INVALID = -2
@@ -29,10 +40,14 @@ _UNRELATED = cython.declare(cython.longlong, UNRELATED)
 _INVALID = cython.declare(cython.longlong, INVALID)
 _MAPPED = cython.declare(cython.ulonglong, 0xFFFF_0000_0000)
 _NO_REWRITE = cython.declare(cython.int, NO_REWRITE)
+_SEQUENCE = cython.declare(cython.int, SEQUENCE)
 _D_PORTS = cython.declare(cython.longlong, D_PORTS)
 _H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
 _TCP = cython.declare(cython.int, IPPROTO_TCP)
+_ICMP = cython.declare(cython.int, IPPROTO_ICMP)
+_ICMPV6 = cython.declare(cython.int, IPPROTO_ICMPV6)
 _UDP = cython.declare(cython.int, IPPROTO_UDP)
+_SCTP = cython.declare(cython.int, IPPROTO_SCTP)
 
 
 def inner_l4(pkt: Packet) -> cython.int:
@@ -68,10 +83,10 @@ def find(pkt: Packet, conns: ConnTable) -> cython.longlong:
     if l4 < 0:
         return _INVALID
     proto: cython.int = inner_proto(pkt)
-    if proto != _TCP and proto != _UDP:
+    if not known(pkt, l4, proto):
         return _UNRELATED
     at: cython.int = pkt.l4 + 8
-    ports: cython.uint = (pkt.be16(l4 + 2) << 16) | pkt.be16(l4)
+    ports: cython.uint = reversed_ports(pkt, l4, proto)
     if pkt.af == 4:
         return conns.find(
             0, _MAPPED | pkt.be32(at + 16), 0, _MAPPED | pkt.be32(at + 12), ports, proto
@@ -81,33 +96,67 @@ def find(pkt: Packet, conns: ConnTable) -> cython.longlong:
     )
 
 
-def owner(pkt: Packet, sharding: Sharding, addresses: Addresses) -> cython.int:
+def known(pkt: Packet, l4: cython.int, proto: cython.int) -> cython.bint:
+    """May what is quoted at ``l4`` be of a conn: TCP, UDP, SCTP, or an echo of its own family?"""
+    if proto == _TCP or proto == _UDP or proto == _SCTP:
+        return True
+    kind: cython.int = pkt.p[l4]
+    if pkt.af == 4:
+        return proto == _ICMP and (kind == 0 or kind == 8)
+    return proto == _ICMPV6 and (kind == 128 or kind == 129)
+
+
+def reversed_ports(pkt: Packet, l4: cython.int, proto: cython.int) -> cython.uint:
+    """dport << 16 | sport of the quoted packet; an echo's identifier as wire/icmp.py has it."""
+    if proto == _TCP or proto == _UDP or proto == _SCTP:
+        return (pkt.be16(l4 + 2) << 16) | pkt.be16(l4)
+    if pkt.p[l4] == (8 if pkt.af == 4 else 128):
+        return pkt.be16(l4 + 4)
+    return pkt.be16(l4 + 4) << 16
+
+
+def owner(
+    pkt: Packet,
+    sharding: Sharding,
+    matches: MatchTable | None,
+    addresses: Addresses,
+    routes: RouteTable,
+) -> cython.int:
     """The worker that the quoted packet's flow belongs to, or -1 when it quotes none of ours; call
     it when `find` knew no conn.
     """
     proto: cython.int = inner_proto(pkt)
-    if proto != _TCP and proto != _UDP:
-        return -1
     at: cython.int = pkt.l4 + 8
     l4: cython.int = inner_l4(pkt)
+    if not known(pkt, l4, proto):
+        return -1
+    ports: cython.uint = reversed_ports(pkt, l4, proto)
+    saddr_hi: cython.ulonglong = 0
+    daddr_hi: cython.ulonglong = 0
+    saddr: cython.ulonglong
+    daddr: cython.ulonglong
     if pkt.af == 4:
-        return sharding.owner(
-            addresses,
-            0,
-            _MAPPED | pkt.be32(at + 16),
-            pkt.be16(l4 + 2),
-            0,
-            _MAPPED | pkt.be32(at + 12),
-            pkt.be16(l4),
-        )
-    return sharding.owner(
+        saddr = _MAPPED | pkt.be32(at + 16)
+        daddr = _MAPPED | pkt.be32(at + 12)
+    else:
+        saddr_hi = pkt.be64(at + 24)
+        saddr = pkt.be64(at + 32)
+        daddr_hi = pkt.be64(at + 8)
+        daddr = pkt.be64(at + 16)
+    return owner_of(
+        sharding,
+        matches,
         addresses,
-        pkt.be64(at + 24),
-        pkt.be64(at + 32),
-        pkt.be16(l4 + 2),
-        pkt.be64(at + 8),
-        pkt.be64(at + 16),
-        pkt.be16(l4),
+        routes,
+        pkt.iif,
+        pkt.af,
+        proto,
+        saddr_hi,
+        saddr,
+        ports >> 16,
+        daddr_hi,
+        daddr,
+        ports & 0xFFFF,
     )
 
 
@@ -126,20 +175,35 @@ def translate(pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cy
     new: cython.uint = _key_sum(conns, other, pkt.af)
     addresses: cython.uint = checksum.delta(old, new)
     ports: cython.uint = conns.d[row * 32 + _D_PORTS + 1 - direction]
-    old = checksum.fold(pkt.be16(l4) + pkt.be16(l4 + 2))
-    new = checksum.fold((ports >> 16) + (ports & 0xFFFF))
     rewrite.put_addresses(pkt, at, q[other], q[other + 1], q[other + 2], q[other + 3], addresses)
-    pkt.put32(l4, ports)
     field: cython.int = l4 + (16 if proto == _TCP else 6)
+    if proto == _SCTP:
+        length: cython.int = pkt.be16(at + 2) + at - l4 if pkt.af == 4 else pkt.be16(at + 4)
+        sctp.put_ports(pkt, l4, ports, max(length, 0), pkt.end)
+        field = pkt.end
+    elif proto == _TCP or proto == _UDP:
+        old = checksum.fold(pkt.be16(l4) + pkt.be16(l4 + 2))
+        new = checksum.fold((ports >> 16) + (ports & 0xFFFF))
+        pkt.put32(l4, ports)
+    else:
+        old = pkt.be16(l4 + 4)
+        new = echo.identifier(ports)
+        pkt.put16(l4 + 4, new)
+        field = l4 + 2
+        if pkt.af == 4:
+            addresses = 0  # ICMP's checksum covers none
     if field + 2 <= pkt.end and not (proto == _UDP and pkt.be16(field) == 0):
         change: cython.uint = checksum.fold(addresses + checksum.delta(old, new))
         inner: cython.uint = checksum.update(pkt.be16(field), change)
         pkt.put16(field, 0xFFFF if inner == 0 and proto == _UDP else inner)
-    # Outside: to whoever sent the quoted packet. A NAT dest knows the client's own address, so
-    # there the router that speaks keeps its own as well; elsewhere the source becomes ours.
+    if conns.h[row * 64 + _H_FLAGS] & _SEQUENCE:
+        client_address.quoted(pkt, conns, row, direction, l4, proto)
+    # Outside: to whoever sent the quoted packet. Where that side knows the other's own address (a
+    # NAT dest the client's, an inside host of SNAT the remote's), the router that speaks keeps its
+    # own as well; elsewhere the source becomes ours.
     saddr_hi: cython.ulonglong = q[other + 2]
     saddr: cython.ulonglong = q[other + 3]
-    if direction == 0 and saddr == q[own + 1] and saddr_hi == q[own]:
+    if saddr == q[own + 1] and saddr_hi == q[own]:
         saddr_hi = pkt.saddr_hi
         saddr = pkt.saddr
     old = checksum.fold(

@@ -8,4 +8,6 @@ cpdef void put_addresses(
 @cython.locals(q="unsigned long long*")
 cpdef void apply(Packet pkt, ConnTable conns, long long row, int direction) noexcept
 @cython.locals(q="unsigned long long*")
+cpdef void apply_crc32c(Packet pkt, ConnTable conns, long long row, int direction) noexcept
+@cython.locals(q="unsigned long long*")
 cpdef void prepare(ConnTable conns, long long row, int direction, int af) noexcept

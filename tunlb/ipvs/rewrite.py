@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import cython
 
-from tunlb.ipvs.conn import D_PORTS, H_DELTA, H_FLAGS, NO_REWRITE, ConnTable
+from tunlb.ipvs.conn import D_PORTS, H_DELTA, ConnTable
 from tunlb.packet import IPPROTO_TCP, Packet
 
 if cython.compiled:
-    from cython.cimports.tunlb.wire import checksum
+    from cython.cimports.tunlb.wire import checksum, sctp
 else:
-    from tunlb.wire import checksum
+    from tunlb.wire import checksum, sctp
 
-_NO_REWRITE = cython.declare(cython.int, NO_REWRITE)
 _D_PORTS = cython.declare(cython.longlong, D_PORTS)
 _H_DELTA = cython.declare(cython.longlong, H_DELTA)
-_H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
 _TCP = cython.declare(cython.int, IPPROTO_TCP)
 _MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
 _MASK64 = cython.declare(cython.ulonglong, 0xFFFFFFFFFFFFFFFF)
@@ -51,8 +49,6 @@ def apply(pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cython
     """Rewrite a packet of ``direction`` (it matches that key of the row) into what the other side
     expects.
     """
-    if conns.h[row * 64 + _H_FLAGS] & _NO_REWRITE:
-        return
     q = conns.q
     at: cython.longlong = row * 16 + (1 - direction) * 4
     ports: cython.uint = conns.d[row * 32 + _D_PORTS + 1 - direction]
@@ -71,6 +67,25 @@ def apply(pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cython
         addresses,
         conns.h[row * 64 + _H_DELTA + 2 * direction + 1],
     )
+
+
+def apply_crc32c(
+    pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cython.int
+) -> None:
+    """:func:`apply` for SCTP: its checksum covers the ports and not the addresses."""
+    q = conns.q
+    at: cython.longlong = row * 16 + (1 - direction) * 4
+    ports: cython.uint = conns.d[row * 32 + _D_PORTS + 1 - direction]
+    addresses: cython.uint = conns.h[row * 64 + _H_DELTA + 2 * direction]
+    pkt.saddr_hi = q[at + 2]
+    pkt.saddr = q[at + 3]
+    pkt.daddr_hi = q[at]
+    pkt.daddr = q[at + 1]
+    pkt.sport = ports & 0xFFFF
+    pkt.dport = ports >> 16
+    put_addresses(pkt, pkt.l3, pkt.saddr_hi, pkt.saddr, pkt.daddr_hi, pkt.daddr, addresses)
+    ports = (pkt.sport << 16) | pkt.dport
+    sctp.put_ports(pkt, pkt.l4, ports, pkt.end - pkt.l4, pkt.end)
 
 
 def prepare(conns: ConnTable, row: cython.longlong, direction: cython.int, af: cython.int) -> None:

@@ -8,8 +8,8 @@ they share is the client's endpoint, or the lport that the worker itself chose::
     to anybody else (nat: a dest answers)  the client's endpoint is the destination
 
 The program of tunlb/steering.py computes the same in the kernel, so that a frame is read by its
-owner; a frame that comes to another worker all the same is handed over. Where there are no TCP or
-UDP ports to look at, worker 0 is the owner.
+owner; a frame that comes to another worker all the same is handed over. Where there are no TCP, UDP
+or SCTP ports to look at, worker 0 is the owner.
 
 The hash is multilinear over 32-bit words with secret 64-bit multipliers, as in ipvs/conn.py: who
 does not know them cannot send all his flows to one worker.

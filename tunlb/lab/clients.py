@@ -142,8 +142,14 @@ class EchoConnection:
 
     def echo(self, data: bytes) -> bytes:
         """Sends `data` and reads as many bytes; fewer come back only if the server closed."""
+        self.send(data)
+        return self.receive(len(data))
+
+    def send(self, data: bytes) -> None:
         self._sock.sendall(data)
-        return self._file.read(len(data))
+
+    def receive(self, size: int) -> bytes:
+        return self._file.read(size)
 
     def close(self) -> None:
         self._file.close()

@@ -156,7 +156,7 @@ class Lab:
 
     def up(self) -> None:
         """Builds everything, or nothing."""
-        remove(self.suffix)
+        remove(self.suffix, self.hosts)
         try:
             self.dir.mkdir(parents=True)
             make_network(self.topology, self.suffix, self.hosts)
@@ -174,7 +174,7 @@ class Lab:
                 tunlb.stop()
             self.tunlbs.clear()
         finally:
-            remove(self.suffix)
+            remove(self.suffix, self.hosts)
             for host in self.hosts.values():
                 host.reap()
 

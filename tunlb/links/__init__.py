@@ -17,7 +17,8 @@ from tunlb.links.change import (
     merge_undo,
     undo,
 )
-from tunlb.links.link import Link, TunTap, configure_port, derive_mac, find_link
+from tunlb.links.host import configure_host, left_over, refuse_bridge
+from tunlb.links.link import Link, TunTap, carries, configure_port, derive_mac, find_link
 from tunlb.links.loops import LoopProblem, check_loops
 from tunlb.links.tun import (
     TunAddresses,
@@ -35,14 +36,18 @@ __all__ = [
     "Setup",
     "TunAddresses",
     "TunTap",
+    "carries",
     "check_loops",
+    "configure_host",
     "configure_port",
     "derive_mac",
     "dump_changes",
     "find_link",
     "install_tun_routes",
+    "left_over",
     "load_changes",
     "merge_undo",
+    "refuse_bridge",
     "service_addresses",
     "tun_addresses",
     "undo",

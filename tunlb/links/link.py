@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from pyroute2 import IPRoute
 
 from tunlb.conf.schema import Port
-from tunlb.conf.values import IPInterface
+from tunlb.conf.values import IPAddress, IPInterface
 from tunlb.links.change import SYSCTLS, Change, Journal, Setup, apply
 from tunlb.tap import DeviceError
 
@@ -102,6 +102,30 @@ def _tuntap(link: Any) -> TunTap:
     )
 
 
+def carries(port: Port) -> bool:
+    """Does the device of this port reach anybody, as far as the kernel knows: it is up, and so are
+    its bridge and one more member of that?
+    """
+    with IPRoute() as ipr:
+        found = {link["index"]: link for link in ipr.get_links()}
+    by_name = {link.get("ifname"): link for link in found.values()}
+    own = by_name.get(port.name)
+    if own is None or not own["flags"] & IFF_UP:
+        return False
+    if port.bridge is None:
+        return True
+    bridge = by_name.get(port.bridge)
+    if bridge is None or not bridge["flags"] & IFF_UP or own.get("master") != bridge["index"]:
+        return False
+    return any(
+        link.get("master") == bridge["index"]
+        and link["flags"] & IFF_UP
+        and bool(link.get("carrier"))
+        for link in found.values()
+        if link is not own
+    )
+
+
 def derive_mac(kernel_mac: bytes, name: str) -> int:
     """The MAC address of our side: locally administered, unicast, never the kernel side's.
 
@@ -124,7 +148,8 @@ def configure_port(port: Port, journal: Journal | None = None) -> Setup:
         link = require_in(ipr, port.name)
         changes = [
             *_link_changes(ipr, link, port),
-            *_missing_addresses(ipr, link, port.host_addresses),
+            # With a host beside the port they are that one's, see links/host.py.
+            *_missing_addresses(ipr, link, () if port.host else port.host_addresses),
         ]
         setup = apply(ipr, port.name, changes, journal)
     return setup._replace(warnings=(*setup.warnings, *filtered(port)))
@@ -148,25 +173,33 @@ def filtered(port: Port) -> Iterator[str]:
 
 def _link_changes(ipr: IPRoute, link: Link, port: Port) -> Iterator[Change]:
     if link.mtu != port.mtu:
-        yield _set(link, "mtu", port.mtu, link.mtu)
+        yield attribute(link, "mtu", port.mtu, link.mtu)
     if link.txqueuelen != port.txqueuelen:
-        change = _set(link, "txqueuelen", port.txqueuelen, link.txqueuelen, "txqlen")
+        change = attribute(link, "txqueuelen", port.txqueuelen, link.txqueuelen, "txqlen")
         yield change._replace(needed=False)
     if port.bridge is not None:
         bridge = _bridge(ipr, port.bridge)
         if link.master != bridge.index:
             yield _attach(ipr, link, bridge)
     if not link.up:
-        down = Change("up", f"ip link set {link.name} down", *_of(link, state="down"))
-        up = Change("down", f"ip link set {link.name} up", *_of(link, state="up"))
-        yield up._replace(undo=(down,))
+        yield up(link)
+
+
+def up(link: Link) -> Change:
+    """Sets a link up."""
+    down = Change("up", f"ip link set {link.name} down", *_of(link, state="down"))
+    change = Change("down", f"ip link set {link.name} up", *_of(link, state="up"))
+    return change._replace(undo=(down,))
 
 
 def _of(link: Link, **keys: object) -> tuple[str, str, dict[str, object]]:
     return "link", "set", {"index": link.index, **keys}
 
 
-def _set(link: Link, key: str, new: int, old: int, netlink_key: str = "") -> Change:
+def attribute(
+    link: Link, key: str, new: int | str, old: int | str, netlink_key: str = ""
+) -> Change:
+    """Sets an attribute of a link; ``netlink_key`` where that differs from the command's."""
     attribute = netlink_key or key
     command = f"ip link set {link.name} {key}"
     back = Change(f"{key} is {new}", f"{command} {old}", *_of(link, **{attribute: old}))
@@ -215,18 +248,24 @@ def _missing_addresses(ipr: IPRoute, link: Link, wanted: Iterable[IPInterface]) 
         prefix_len = address.network.prefixlen
         if (address.ip, prefix_len) in present:
             continue
-        arguments = {"index": link.index, "address": str(address.ip), "prefixlen": prefix_len}
-        delete = Change(
-            f"it has {address}",
-            f"ip addr del {address} dev {link.name}",
-            "addr",
-            "del",
-            dict(arguments),
-        )
-        command = f"ip addr add {address} dev {link.name}"
-        if address.version == 6:
-            # Nobody else is on this link who could have the address.
-            arguments["flags"] = IFA_F_NODAD
-            command += " nodad"
-        add = Change(f"{address} is missing", command, "addr", "add", arguments)
-        yield add._replace(undo=(delete,))
+        yield address_change(link, address.ip, prefix_len)
+
+
+def address_change(link: Link, ip: IPAddress, prefix_len: int) -> Change:
+    """Adds an address to a link."""
+    arguments = {"index": link.index, "address": str(ip), "prefixlen": prefix_len}
+    address = f"{ip}/{prefix_len}"
+    delete = Change(
+        f"it has {address}",
+        f"ip addr del {address} dev {link.name}",
+        "addr",
+        "del",
+        dict(arguments),
+    )
+    command = f"ip addr add {address} dev {link.name}"
+    if ip.version == 6:
+        # Nobody else is on this link who could have the address.
+        arguments["flags"] = IFA_F_NODAD
+        command += " nodad"
+    add = Change(f"{address} is missing", command, "addr", "add", arguments)
+    return add._replace(undo=(delete,))

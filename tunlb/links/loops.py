@@ -11,7 +11,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from tunlb.conf.lookup import Prefixes
-from tunlb.conf.schema import Config, Port, Service
+from tunlb.conf.schema import Config, Port
+from tunlb.conf.service import Dest, Service
 from tunlb.conf.values import IPAddress, IPNetwork
 from tunlb.links.link import Link, link_from
 
@@ -69,7 +70,8 @@ def check_loops(config: Config) -> list[LoopProblem]:
     - Both: a VIP or laddr that is also an address of this machine never reaches us; nor, with a
       TUN, does one that is not routed into it.
 
-    For FNAT the source is a laddr; for NAT the VIP stands for the clients. No packet is sent.
+    For FNAT the source is a laddr, for a tunnel that of the outer packet; for NAT the VIP stands
+    for the clients. No packet is sent.
     """
     with IPRoute() as ipr:
         return list(Check(ipr, config).problems())
@@ -84,6 +86,7 @@ class Check:
         self.links = {link.name: link for link in map(link_from, ipr.get_links())}
         self.names = {link.index: link.name for link in self.links.values()}
         self.owned: dict[IPAddress, str] = {}  # -> what it is to us
+        self._on_hosts: set[IPAddress] | None = None
         self.hops: Prefixes[Hop] = Prefixes()
         self.subnets: Prefixes[Port] = Prefixes()
         ports: dict[str, Port] = {}
@@ -99,7 +102,8 @@ class Check:
         for service in config.services:
             for laddr in service.laddrs_expanded:
                 self.owned.setdefault(laddr, "laddr")
-            self.owned.setdefault(service.vaddr, "VIP")
+            if service.vaddr is not None:
+                self.owned.setdefault(service.vaddr, "VIP")
 
     def problems(self) -> Iterator[LoopProblem]:
         for port in self.config.ports:
@@ -107,15 +111,27 @@ class Check:
             # A device that was moved to another network namespace is that one's business.
             if link is not None:
                 yield from self._anywhere(port, link) if port.type == "tun" else self._hairpin(link)
+            host = self.links.get(port.host or "")
+            if host is not None:
+                yield from self._bridged(host)
         for address, kind in self.owned.items():
             yield from self._ours(address, kind)
         seen: set[tuple[IPAddress, IPAddress]] = set()
         for service in self.config.services:
             for dest in service.dests:
-                source = source_of(service, dest.daddr, dest.fwdmode)
+                source = self._source(service, dest)
                 if source is not None and (dest.daddr, source) not in seen:
                     seen.add((dest.daddr, source))
                     yield from self._dest(dest.daddr, source)
+
+    def _source(self, service: Service, dest: Dest) -> IPAddress | None:
+        """The source of what is sent to a dest; of a tunnel, that of the outer packet."""
+        if dest.fwdmode != "tunnel":
+            return source_of(service, dest.daddr, dest.fwdmode)
+        if dest.tunnel.src is not None:
+            return dest.tunnel.src
+        own = (address for address, kind in self.owned.items() if kind == "address")
+        return next((a for a in own if a.version == dest.daddr.version), None)
 
     def _anywhere(self, port: Port, link: Link) -> Iterator[LoopProblem]:
         for version, probes in _ANYWHERE:
@@ -142,6 +158,16 @@ class Check:
                 loop=True,
             )
 
+    def _bridged(self, host: Link) -> Iterator[LoopProblem]:
+        if host.master:
+            yield LoopProblem(
+                host.name,
+                "",
+                f"{host.name}, the host's side of a port, is on a bridge: frames go round",
+                f"ip link set {host.name} nomaster",
+                loop=True,
+            )
+
     def _ours(self, address: IPAddress, kind: str) -> Iterator[LoopProblem]:
         found = self.subnets.find(address)
         tuns = [p for p in self.config.ports if p.type == "tun"]
@@ -149,7 +175,7 @@ class Check:
         if port is None or port.name not in self.links:
             return
         answer = self._ask(address)
-        if answer is not None and answer.local:
+        if answer is not None and answer.local and address not in self._hosted():
             yield LoopProblem(
                 port.name,
                 str(address),
@@ -167,6 +193,18 @@ class Check:
                     f"ip route add {address} dev {port.name}",
                     loop=False,
                 )
+
+    def _hosted(self) -> set[IPAddress]:
+        """What the hosts beside ports have: it comes to us first."""
+        if self._on_hosts is None:
+            hosts = [self.links.get(port.host or "") for port in self.config.ports]
+            self._on_hosts = {
+                ip_address(found.get("local") or found.get("address"))
+                for host in hosts
+                if host is not None
+                for found in self.ipr.get_addr(index=host.index)
+            }
+        return self._on_hosts
 
     def _dest(self, daddr: IPAddress, source: IPAddress) -> Iterator[LoopProblem]:
         found = self.hops.find(daddr)

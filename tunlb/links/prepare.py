@@ -14,14 +14,17 @@ import stat
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
+import msgspec
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from tunlb.conf import Config
 from tunlb.conf import Port as PortConf
+from tunlb.conf.host import host_interfaces, host_members
 from tunlb.device import NODE, DeviceError, holders, open_device
 from tunlb.links.change import Change, Journal, Setup, merge_undo, take_back
-from tunlb.links.link import Link, configure_port, find_in, find_link, link_from
+from tunlb.links.host import configure_host
+from tunlb.links.link import Link, configure_port, derive_mac, find_in, find_link, link_from
 from tunlb.links.record import MadeDevice, Record, Store, locked
 from tunlb.links.tun import install_tun_routes, tun_addresses
 
@@ -87,6 +90,7 @@ def teardown(config: Config, control: str) -> Removed | None:
         with IPRoute() as ipr:
             links = [_find(ipr, device) for device in store.record.devices]
             links += [find_in(ipr, port.name) for port in config.ports]
+            links += [find_in(ipr, port.host) for port in config.ports if port.host is not None]
         for link in links:
             if link is not None and link.device is not None and link.device.attached:
                 raise InUse(
@@ -110,6 +114,9 @@ class _Setup:
 
     def run(self, config: Config) -> None:
         used = [self._port(port) for port in config.ports]
+        for port in config.ports:
+            if port.host is not None:
+                self._host(config, port, port.host)
         tun = tun_addresses(config)
         if tun is not None:
             # A running tunlb may still drain conns of addresses that were taken out.
@@ -138,6 +145,23 @@ class _Setup:
         else:
             self._record(lambda journal: configure_port(port, journal))
         return link.device is not None and link.device.attached
+
+    def _host(self, config: Config, port: PortConf, name: str) -> None:
+        beside = find_link(port.name)
+        if beside is None:
+            raise DeviceError(f"{port.name} vanished while it was set up")
+        mac = derive_mac(beside.mac, port.name) if port.mac is None else int.from_bytes(port.mac)
+        device = msgspec.structs.replace(port, name=name)
+        link = find_link(name)
+        if link is None:
+            link = self._make(device)
+        else:
+            self._check(device, link)
+        addresses = list(host_interfaces(config, port))
+        self._made(link)
+        # Also where its end is the way back: the port's bridge has a switch that is not its.
+        members = host_members(config, port)
+        self._record(lambda journal: configure_host(port, mac, addresses, members, journal))
 
     def _made(self, link: Link) -> bool:
         """Whether this setup or an earlier one made it; one that was killed at it learns so."""

@@ -50,6 +50,24 @@ class Chain:
         while at < len(self.hooks) and self.hooks[at].priority <= hook.priority:
             at += 1
         self.hooks.insert(at, hook)
+        self._link()
+
+    def remove(self, hook: Hook) -> None:
+        """Not while the chain runs; a hook that is not in it raises ValueError."""
+        self.hooks.remove(hook)
+        self._link()
+
+    def behind(self, hook: Hook) -> Chain | None:
+        """The hooks that come after ``hook``, as a chain of their own; None when it is the last."""
+        at = self.hooks.index(hook) + 1
+        if at == len(self.hooks):
+            return None
+        rest = Chain(self.counters, self.on_error)
+        for each in self.hooks[at:]:
+            rest.register(each)
+        return rest
+
+    def _link(self) -> None:
         self.first = None
         for each in reversed(self.hooks):
             self.first = Link(each, self.first)

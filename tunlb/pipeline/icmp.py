@@ -7,16 +7,15 @@ from __future__ import annotations
 import cython
 
 from tunlb.counters import Counters, DropReason, Event
-from tunlb.hook import Verdict
 from tunlb.netif import Addresses
-from tunlb.outbox import Outbox, copy_of
+from tunlb.outbox import Sender
 from tunlb.packet import HOST, IPPROTO_ICMP, IPPROTO_ICMPV6, LATER_FRAGMENT, Packet
-from tunlb.pipeline.ip import Ip, is_group
+from tunlb.pipeline.ip import is_group
 
 if cython.compiled:
-    from cython.cimports.tunlb.wire import icmp, ipv4, ipv6, vnet
+    from cython.cimports.tunlb.wire import icmp, ipv4, ipv6
 else:
-    from tunlb.wire import icmp, ipv4, ipv6, vnet
+    from tunlb.wire import icmp, ipv4, ipv6
 
 ERROR_MAX = (
     576,
@@ -51,15 +50,13 @@ class TokenBucket:
 
 
 class IcmpErrors:
-    """Builds an error about a dropped packet and sends it through LOCAL_OUT into the outbox."""
+    """Builds an error about a dropped packet and sends it."""
 
-    def __init__(self, counters: Counters, addresses: Addresses, ip: Ip, outbox: Outbox) -> None:
+    def __init__(self, counters: Counters, addresses: Addresses, sender: Sender) -> None:
         self.counters = counters
         self.addresses = addresses
-        self.ip = ip
-        self.outbox = outbox
+        self.sender = sender
         self.bucket = TokenBucket(ERRORS_PER_SECOND, ERROR_BURST)
-        self.packet = Packet()
 
     def send(self, pkt: Packet, now: cython.longlong) -> None:
         """Send the error that ``pkt`` asks for, unless the RFCs or the rate limit say no.
@@ -74,10 +71,7 @@ class IcmpErrors:
         source = self._source(pkt)
         if source is None:
             return
-        out = self.packet
-        out.reset(0, 0)
-        out.iif = pkt.iif
-        out.oif = None
+        out = self.sender.fresh(pkt.iif)
         out.saddr_hi, out.saddr = source
         out.daddr_hi = pkt.saddr_hi
         out.daddr = pkt.saddr
@@ -96,15 +90,8 @@ class IcmpErrors:
         out.p[out.l4 + 1] = pkt.err_code
         out.put32(out.l4 + 4, pkt.err_info)
         icmp.seal(out)
-        verdict = self.ip.local_out(out, now)
-        if verdict == Verdict.DROP:
-            self.counters.drop(out.reason)
-            return
-        self.counters.add(Event.ICMP_ERRORS_SENT, 1)
-        if verdict == Verdict.ACCEPT:
-            vnet.emit(out)
-            assert out.oif is not None
-            self.outbox.put(out.oif, copy_of(out))
+        if self.sender.send(out, now):
+            self.counters.add(Event.ICMP_ERRORS_SENT, 1)
 
     def _may_send(self, pkt: Packet) -> bool:
         """Never about a group, a later fragment, an ICMP error, or a source that is no host."""

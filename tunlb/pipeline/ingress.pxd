@@ -10,3 +10,5 @@ cdef class Ingress:
     cdef public NeighTable neighs
 
     cpdef int receive(self, Packet pkt, long long now) except -1
+    cdef int _refuse(self, Packet pkt, int reason) except -1
+    cdef int _arp(self, Packet pkt, long long now) except -1

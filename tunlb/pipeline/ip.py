@@ -11,10 +11,18 @@ from __future__ import annotations
 import cython
 
 from tunlb.counters import Counters, DropReason, Event
-from tunlb.hook import Point, Verdict
+from tunlb.hook import Hook, Point, Verdict
 from tunlb.neigh import NeighTable
-from tunlb.netif import Addresses
-from tunlb.packet import HOST, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Packet
+from tunlb.netif import Addresses, Netif
+from tunlb.packet import (
+    HOST,
+    IPPROTO_ICMP,
+    IPPROTO_ICMPV6,
+    IPPROTO_SCTP,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    Packet,
+)
 from tunlb.pipeline.guard import LoopGuard
 from tunlb.pipeline.hooks import Chain, ErrorHandler
 from tunlb.route import Route, RouteTable
@@ -26,16 +34,20 @@ from tunlb.wire.icmp import (
 )
 
 if cython.compiled:
-    from cython.cimports.tunlb.wire import icmp, ipv4, ipv6, tcp, udp, vnet
+    from cython.cimports.tunlb.pipeline import host
+    from cython.cimports.tunlb.wire import icmp, ipv4, ipv6, sctp, tcp, udp, vnet
 else:
-    from tunlb.wire import icmp, ipv4, ipv6, tcp, udp, vnet
+    from tunlb.pipeline import host
+    from tunlb.wire import icmp, ipv4, ipv6, sctp, tcp, udp, vnet
 
 _ACCEPT = cython.declare(cython.int, Verdict.ACCEPT)
+_STOLEN = cython.declare(cython.int, Verdict.STOLEN)
 _HOST = cython.declare(cython.int, HOST)
 _ETH_P_IP = cython.declare(cython.int, 0x0800)
 _ETH_P_IPV6 = cython.declare(cython.int, 0x86DD)
 _TCP = cython.declare(cython.int, IPPROTO_TCP)
 _UDP = cython.declare(cython.int, IPPROTO_UDP)
+_SCTP = cython.declare(cython.int, IPPROTO_SCTP)
 _ICMP = cython.declare(cython.int, IPPROTO_ICMP)
 _ICMPV6 = cython.declare(cython.int, IPPROTO_ICMPV6)
 _LOOP = cython.declare(cython.int, DropReason.LOOP)
@@ -120,9 +132,18 @@ class Ip:
             reason = udp.parse(pkt)
         elif pkt.proto == (_ICMP if pkt.af == 4 else _ICMPV6):
             reason = icmp.parse(pkt)
+        elif pkt.proto == _SCTP:
+            reason = sctp.parse(pkt)
         if reason != 0:
             return reason
         return vnet.check(pkt)
+
+    def reread(self, pkt: Packet) -> cython.int:
+        """Parse again what a stage put by after :meth:`rcv` had checked it; 0 or a DropReason."""
+        v6: cython.bint = pkt.p[pkt.l3] >> 4 == 6
+        pkt.ether_type = _ETH_P_IPV6 if v6 else _ETH_P_IP
+        pkt.l2_type = _HOST
+        return ipv6.parse(pkt) if v6 else ipv4.parse(pkt)
 
     def rcv_fin(self, pkt: Packet, now: cython.longlong) -> cython.int:
         """PRE_ROUTING's okfn: a hook decided, or it is for us, or it is routed."""
@@ -134,9 +155,9 @@ class Ip:
             and pkt.fragment == 0
             and 135 <= pkt.icmp_type <= 136
         ):
-            return self.neighs.nd_input(pkt, now)
+            return self._nd(pkt, now)
         if pkt.l2_type != _HOST or is_group(pkt):
-            return pkt.drop(_NOT_FORWARDED)
+            return self._stays(pkt)
         if pkt.saddr_hi == 0 and pkt.saddr == 0:
             return pkt.drop(_MARTIAN)
         if self.addresses.is_local(pkt.saddr_hi, pkt.saddr):
@@ -145,11 +166,33 @@ class Ip:
             return self.local_in(pkt, now)
         return self.forward(pkt, now)
 
+    def _nd(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        """Ours; the host sees it as well, but for solicitations that were answered."""
+        netif: Netif = pkt.iif
+        verdict: cython.int = self.neighs.nd_input(pkt, now)
+        if netif.host is None or verdict != _STOLEN or pkt.owner >= 0:
+            return verdict
+        if pkt.icmp_type == 135 and self.addresses.owned_by(
+            netif, pkt.be64(pkt.l4 + 8), pkt.be64(pkt.l4 + 16)
+        ):
+            return verdict
+        return host.pass_on(pkt, self.counters)
+
+    def _stays(self, pkt: Packet) -> cython.int:
+        """What does not leave its link may be for the host."""
+        if pkt.iif.host is not None:
+            return host.pass_on(pkt, self.counters)
+        return pkt.drop(_NOT_FORWARDED)
+
     def local_in(self, pkt: Packet, now: cython.longlong) -> cython.int:
-        """Addressed to us and no service took it: answer pings, refuse the rest."""
+        """Addressed to us and no service took it: the host's, where it has that address; else
+        answer pings, refuse the rest.
+        """
         verdict: cython.int = self.local_in_chain.run(pkt, now)
         if verdict != _ACCEPT:
             return verdict
+        if pkt.iif.host is not None and self.addresses.hosted(pkt.daddr_hi, pkt.daddr):
+            return host.pass_on(pkt, self.counters)
         if pkt.fragment != 0:
             return pkt.drop(_FRAGMENT)
         if pkt.proto == (_ICMP if pkt.af == 4 else _ICMPV6):
@@ -187,10 +230,18 @@ class Ip:
     def forward(self, pkt: Packet, now: cython.longlong) -> cython.int:
         """Route a packet that no service took; the TTL goes down (loop protection, layer b)."""
         if is_link_local(pkt) or (pkt.daddr_hi == 0 and self.routes.is_broadcast(pkt.daddr)):
-            return pkt.drop(_NOT_FORWARDED)
+            return self._stays(pkt)
+        route: Route | None
+        if pkt.iif.host is not None:
+            route = self.routes.lookup(pkt.daddr_hi, pkt.daddr)
+            if route is not None and route.on_link and route.netif is pkt.iif:
+                # Its sender is on that link as well, and believes that we have the address: the
+                # host may (keepalived gives it some that we do not know).
+                self.guard.wrote(pkt, now)
+                return host.pass_on(pkt, self.counters)
         if pkt.ttl <= 1:
             return icmp.refuse(pkt, _TTL_EXCEEDED, _ERR_TTL, 0)
-        route: Route | None = self.routes.lookup(pkt.daddr_hi, pkt.daddr)
+        route = self.routes.lookup(pkt.daddr_hi, pkt.daddr)
         if route is None:
             return icmp.refuse(pkt, _NO_ROUTE, _ERR_NET, 0)
         if pkt.wire_length() > route.mtu:
@@ -227,6 +278,15 @@ class Ip:
         else:
             pkt.neigh = self.neighs.resolve(route.netif, route.via_hi, route.via, now)
         return pkt.neigh != 0
+
+    def resume(self, pkt: Packet, hook: Hook, now: cython.longlong) -> cython.int:
+        """Go on with a segment of a packet that ``hook`` stole at PRE_ROUTING, and gave a neigh."""
+        rest: Chain | None = self.pre_routing.behind(hook)
+        if rest is not None:
+            verdict: cython.int = rest.run(pkt, now)
+            if verdict != _ACCEPT:
+                return verdict
+        return self.output(pkt, now)
 
     def output(self, pkt: Packet, now: cython.longlong) -> cython.int:
         """POST_ROUTING, then the neighbour's L2 header."""

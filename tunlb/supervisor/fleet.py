@@ -341,6 +341,13 @@ class Fleet:
                     fd = queues[slot.number]
                     process.tell("port", [fd], index=index, generation=generation)
 
+    def tell_active(self, index: int) -> None:
+        """The device of this port is the active one of its bond from now on."""
+        for slot in self.slots:
+            for process in (slot.process, slot.spare):
+                if process is not None:
+                    process.tell("active", index=index)
+
     async def quiesce(self) -> None:
         """No new conns from here on; counters are up to date afterwards."""
         for spare in self._spares():

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Iterable
 
 import tunlb
 from tunlb import links
-from tunlb.boot import Boot
+from tunlb.boot import Boot, Calls, calls_of
 from tunlb.channel import put_blob
 from tunlb.conf import Config, ConfigError, IPAddress, diff, live, load
 from tunlb.ipvs.sharding import shard_keys
@@ -25,9 +25,11 @@ from tunlb.supervisor.errors import StartError
 from tunlb.supervisor.fleet import Fleet, Means
 from tunlb.supervisor.keeping import Keeping
 from tunlb.supervisor.process import Message, Process
+from tunlb.supervisor.saving import Saving
 from tunlb.supervisor.start import Options, Start
 from tunlb.supervisor.state import write_state
 from tunlb.supervisor.status import StatusSocket
+from tunlb.supervisor.trial import Trial
 from tunlb.tap import DeviceError
 from tunlb.wiring import owned
 
@@ -69,7 +71,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Start, and forward until told to stop; the exit status."""
-        keeping = Keeping(starting.modules_of(self.options.config), self.log)
+        keeping = Keeping(calls_of(self.options.config).modules(), self.log)
         try:
             begun = await asyncio.to_thread(self._begin, keeping)
         except BaseException:
@@ -81,6 +83,7 @@ class Supervisor:
         self._phase = "ready"
         for task in (self._reloader(), self._upgrader(), links.watch(self._recheck)):
             self._run(task)
+        self._saving.plan(self.state)
         await self._stop.wait()
         if self._failure is not None:
             # Our bug. Whoever starts us again takes over; nothing here is to be trusted with that.
@@ -111,10 +114,12 @@ class Supervisor:
         self.state = begun.state
         self.ports = begun.ports
         self.keeping = begun.keeping
+        self._user = begun.user
         former = begun.former
         cpus = sorted(os.sched_getaffinity(0))
         means = Means(self.keeping, begun.user, cpus, self._boot, self.ports.queues)
         self.fleet = Fleet(begun.slots, means, self.log, self._heard, self.save, self._done)
+        self._saving = Saving(begun.slots, self.log, self._done)
         try:
             self._steer()
             self.save()
@@ -154,6 +159,7 @@ class Supervisor:
             macs=state.macs,
             history=state.history,
             generations=tuple(self.ports.generations),
+            active=state.active,
             quiescent=state.quiescent,
             environ={k: v for k, v in self.options.environ.items() if k in LOG_VARIABLES},
         )
@@ -246,7 +252,9 @@ class Supervisor:
     async def _end(self) -> None:
         for task in self._tasks:
             task.cancel()
+        self._saving.cancel()
         await self.fleet.stop()
+        await self._saving.write(self.state)
         self.keeping.unwatch()
         # netlink blocks, and refuses to on a thread that runs a loop
         await asyncio.to_thread(self._close)
@@ -284,7 +292,7 @@ class Supervisor:
 
     async def _recover(self, index: int) -> None:
         """Make a lost device anew, and give every worker its queue."""
-        name = self.ports.lines[index].name
+        name = self.ports.names[index]
         self.log.error(
             "port_lost",
             port=name,
@@ -327,6 +335,7 @@ class Supervisor:
             difference = diff(state.config, config)
             config = live(state.config, config)
             await asyncio.to_thread(self.ports.admit, config)
+            await self._try(calls_of(config).without(calls_of(state.config)))
             drain_s = self.ports.keep_routes(state.config, config)
             applied = starting.apply(state, config, self.fleet.slots)
         except ConfigError as error:
@@ -343,12 +352,22 @@ class Supervisor:
         self._steer()
         await self.fleet.configure(applied, state.serial)
         self.save()
+        self._saving.plan(state)
         self.log.info(
             "reloaded",
             config=str(path),
             services=len(config.services),
             needs_restart=list(difference.restart_keys),
         )
+
+    async def _try(self, calls: Calls) -> None:
+        """Raises StartError, KeeperError when what a reload brings cannot be had."""
+        if calls:
+            trial = Trial(calls, self.keeping, self._user)
+            try:
+                await asyncio.to_thread(trial.wait)
+            finally:
+                trial.close()
 
     def _refuse_reload(self, problems: list[str]) -> None:
         self.log.error("reload_refused", config=str(self.options.path), problems=problems)
@@ -361,6 +380,11 @@ class Supervisor:
     async def _look_again(self) -> None:
         async with self._changing:
             await asyncio.to_thread(self.ports.look_again)
+            elected = await asyncio.to_thread(self.ports.elect)
+            for index in elected:
+                self.fleet.tell_active(index)
+            if elected:
+                self.save()
 
     def _steer(self) -> None:
         """Tell the kernel which worker's queue a frame belongs to, where there are several."""
@@ -412,6 +436,8 @@ def steered(configs: Iterable[Config]) -> tuple[set[IPAddress], set[IPAddress]]:
     for config in configs:
         for port in config.ports:
             ours.update(interface.ip for _, found in port.subports() for interface in found)
+            if port.host is not None:
+                ours.update(interface.ip for interface in port.host_addresses)
         for service in config.services:
             for kind, address in owned(service):
                 (laddrs if kind == LADDR else ours).add(address)

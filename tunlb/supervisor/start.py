@@ -10,23 +10,25 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from tunlb.boot import Applied, encode
+from tunlb.boot import Applied, calls_of
 from tunlb.catalog import DestIds
-from tunlb.channel import ChannelError, close_all, get_blob, pair, put_blob
+from tunlb.channel import get_blob
 from tunlb.conf import Config, Diff, diff, live
+from tunlb.ipvs import sched
 from tunlb.keeper.client import Busy, Keeper, KeeperError
 from tunlb.log import Logger
 from tunlb.loop import HookError, load_hook
 from tunlb.mailbox import open_mailbox
 from tunlb.privileges import UnknownUser, lookup_user
 from tunlb.shared import LayoutError, Shared
+from tunlb.supervisor import snapshot
 from tunlb.supervisor.errors import StartError
 from tunlb.supervisor.fleet import Slot, stored_mailbox, stored_memory
-from tunlb.supervisor.health import BUSY_HUNG_S
 from tunlb.supervisor.keeping import Keeping
-from tunlb.supervisor.ports import Ports, queue_name
+from tunlb.supervisor.ports import Ports, device_names, queue_name
 from tunlb.supervisor.process import comm
 from tunlb.supervisor.state import State, StateError, read_state
+from tunlb.supervisor.trial import try_calls
 from tunlb.tap import monotonic_ms
 
 SECRET_LEN = 32
@@ -66,10 +68,6 @@ class Start(NamedTuple):
     former: Former | None
 
 
-def modules_of(config: Config) -> list[str]:
-    return sorted({line.call.partition(":")[0] for line in config.hooks})
-
-
 def find_keeper(control: str) -> Keeper | None:
     """The keeper that a former supervisor left. Raises StartError when that one lives."""
     try:
@@ -88,7 +86,7 @@ def begin(options: Options, keeping: Keeping, log: Logger) -> Start:
     """The first supervisor: everything is made (blocks). Raises StartError, DeviceError."""
     config = options.config
     user = _user(config)
-    try_hooks(config, keeping, user)
+    try_calls(calls_of(config), keeping, user)
     ids = DestIds()
     try:
         numbers = ids.assign(config)
@@ -112,11 +110,35 @@ def begin(options: Options, keeping: Keeping, log: Logger) -> Start:
             slot = Slot(number, Shared.create(number, config.tunlb.conn_max), open_mailbox())
             keeping.own({**stored_memory(slot), **stored_mailbox(slot)})
             slots.append(slot)
+        _restore(state, slots, log)
     except BaseException:
         keeping.close()
         ports.close()
         raise
     return Start(state, keeping, ports, slots, user, None)
+
+
+def _restore(state: State, slots: Sequence[Slot], log: Logger) -> None:
+    """Begin with the conns of the snapshot file, if there is one that fits."""
+    path = state.config.tunlb.snapshot
+    if path is None:
+        return
+    tables = [slot.shared for slot in slots]
+    numbers = dict(state.numbers)
+    try:
+        restored, state.secret = snapshot.restore(Path(path), tables, numbers, monotonic_ms())
+    except FileNotFoundError:
+        log.info("snapshot_missing", snapshot=path)
+    except (snapshot.SnapshotError, OSError) as error:
+        log.warning("snapshot_refused", snapshot=path, error=str(error))
+    else:
+        log.info(
+            "snapshot_restored",
+            snapshot=path,
+            conns=restored.placed,
+            left_out=restored.left_out,
+            age_s=round(restored.age_s, 1),
+        )
 
 
 def take_over(options: Options, keeping: Keeping, keeper: Keeper, log: Logger) -> Start:
@@ -132,9 +154,9 @@ def take_over(options: Options, keeping: Keeping, keeper: Keeper, log: Logger) -
             Slot(i, _attach(stored, i), (stored[f"mailbox/{i}/read"], stored[f"mailbox/{i}/write"]))
             for i in range(state.workers)
         ]
-        for line in state.config.ports:
+        for name in device_names(state.config):
             for worker in range(state.workers):
-                stored[queue_name(line, worker)]
+                stored[queue_name(name, worker)]
     except (StateError, LayoutError, KeyError) as error:
         found = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise StartError(
@@ -149,6 +171,7 @@ def take_over(options: Options, keeping: Keeping, keeper: Keeper, log: Logger) -
     ports.look_over()
     ports.admit(config)
     if difference:
+        try_calls(calls_of(config).without(calls_of(state.config)), keeping, user)
         ports.keep_routes(state.config, config)
         apply(state, config, slots)
     pids = worker_pids({*state.pids.values(), *fetched.workers})
@@ -176,10 +199,14 @@ def fits(config: Config, state_fd: int, conns_fd: int, stats_fd: int) -> None:
     try:
         state = read_state(get_blob(state_fd))
         Shared.attach(conns_fd, stats_fd)
-        apply(state, live(state.config, config), ())
-        for line in state.config.hooks:
+        config = live(state.config, config)
+        apply(state, config, ())
+        calls = calls_of(config)
+        for line in calls.hooks:
             load_hook(line)
-    except (StateError, LayoutError, HookError, ValueError) as error:
+        for name in calls.schedulers:
+            sched.trial(name)
+    except (StateError, LayoutError, HookError, sched.SchedulerError, ValueError) as error:
         raise StartError(str(error)) from error
 
 
@@ -203,37 +230,6 @@ def give_up(start: Start) -> None:
     if start.former is None:
         start.keeping.close()
         start.ports.close()
-
-
-def try_hooks(config: Config, keeping: Keeping, user: tuple[int, int]) -> None:
-    """Raises StartError when a hook cannot be had, before any device is made. A process as workers
-    are tries, because we load no user code.
-    """
-    if not config.hooks:
-        return
-    keeping.preload()
-    ours, theirs = pair()
-    try:
-        ours.settimeout(BUSY_HUNG_S)
-        keeping.fork(0, theirs, *user, "tunlb-trial")
-        payload = put_blob(encode(config.hooks))
-        try:
-            ours.send({"kind": "try"}, [payload])
-        finally:
-            os.close(payload)
-        answer, fds = ours.receive()
-        close_all(fds)
-    except TimeoutError:
-        raise StartError(
-            f"hooks were not loaded in {BUSY_HUNG_S:g} s "
-            "(does a module or a constructor wait for something?)"
-        ) from None
-    except ChannelError as error:
-        raise StartError(f"loading the hooks ended the process that tried: {error}") from error
-    finally:
-        ours.close()
-    if answer.get("kind") != "fine":
-        raise StartError(str(answer.get("error")))
 
 
 def worker_pids(pids: Iterable[int]) -> dict[int, int]:

@@ -46,7 +46,7 @@ class State(msgspec.Struct, kw_only=True):
     ``history`` ends with the running configuration, whose number is ``serial``. ``numbers`` are all
     dests' numbers that are taken. ``undo`` takes back what was changed in the kernel. ``draining``:
     until when (ms of the monotonic clock) addresses that a reload took away stay routed. ``pids``:
-    the processes that may be forwarding, by worker.
+    the processes that may be forwarding, by worker. ``active``: see Boot.
     """
 
     workers: int
@@ -62,6 +62,7 @@ class State(msgspec.Struct, kw_only=True):
     undo: tuple[Change, ...] = ()
     draining: tuple[tuple[int, tuple[IPAddress, ...]], ...] = ()
     pids: dict[int, int] = {}
+    active: tuple[int, ...] = ()
     quiescent: bool = False
     upgrade: Upgrade = msgspec.field(default_factory=Upgrade)
 
@@ -108,7 +109,7 @@ def read_state(data: bytes) -> State:
 
 
 def pruned(history: Sequence[Applied], now_ms: int) -> tuple[Applied, ...]:
-    """``history`` without its oldest configurations of which nothing drains any more.
+    """``history`` without its oldest configurations of which nothing drains, or ramps, any more.
 
     What a configuration took away, or made quiescent, drains for as long as the service says. At
     most HISTORY_MAX stay: then a worker that is forked again ends the oldest drains early.
@@ -116,7 +117,11 @@ def pruned(history: Sequence[Applied], now_ms: int) -> tuple[Applied, ...]:
     kept = list(history[-HISTORY_MAX:])
     while len(kept) > 1:
         longest_s = max(
-            (service.drain_s for applied in kept[:2] for service in applied.config.services),
+            (
+                max(service.drain_s, service.slow_start_s)
+                for applied in kept[:2]
+                for service in applied.config.services
+            ),
             default=0,
         )
         if kept[1].at_ms + round(longest_s * 1000) > now_ms:

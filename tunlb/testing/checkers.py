@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from tunlb.testing.parser import Arp, Ether, Frame, Header, Icmp, Ip, Tcp, Udp, Vnet, parse
+from tunlb.testing.sctp import Sctp
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ def tcp(**expected: object) -> Matcher:
 def udp(**expected: object) -> Matcher:
     """Fields of :class:`Udp`."""
     return _fields("udp", Udp, expected)
+
+
+def sctp(**expected: object) -> Matcher:
+    """Fields of :class:`Sctp`."""
+    return _fields("sctp", Sctp, expected)
 
 
 def icmp(**expected: object) -> Matcher:

@@ -10,11 +10,13 @@ from tunlb.counters import SIZE as COUNTERS_SIZE
 from tunlb.counters import Counters
 from tunlb.director import Director
 from tunlb.hook import Hook, Verdict
-from tunlb.ipvs.conn import HEADER_SIZE, ROW_SIZE, ConnTable, hash_secret
+from tunlb.ipvs.conn import ConnTable, hash_secret, table_size
 from tunlb.ipvs.dest import STATS_SIZE
 from tunlb.ipvs.sharding import Sharding
 from tunlb.neigh import NEIGH_ROWS_SIZE
 from tunlb.netif import Netif
+from tunlb.packet import CUT, Packet
+from tunlb.pipeline.hooks import ErrorHandler
 from tunlb.shared import Shared
 from tunlb.wire import vnet
 
@@ -36,7 +38,7 @@ class Memory:
 
     def __init__(self, conn_max: int = 1024) -> None:
         self.conn_max = conn_max
-        self.conns = bytearray(HEADER_SIZE + ROW_SIZE * conn_max)
+        self.conns = bytearray(table_size(conn_max))
         self.counters = bytearray(COUNTERS_SIZE)
         self.dests = bytearray(STATS_SIZE * 64)
         self.neighs = bytearray(NEIGH_ROWS_SIZE)
@@ -58,6 +60,7 @@ def make_director(
     secret: bytes = b"test",
     memory: Memory | Shared | None = None,
     sharding: Sharding | None = None,
+    on_error: ErrorHandler = raise_on,
 ) -> Director:
     """A director for a configuration, not started: no address is known before ``start(now)``."""
     config = loads(config_text)
@@ -69,7 +72,7 @@ def make_director(
         ConnTable(kept.conn_max, hash_secret(secret), kept.conns),
         Counters(kept.counters),
         seed=SEED,
-        on_error=raise_on,
+        on_error=on_error,
         hooks=hooks,
         dest_stats=None if memory is None else memoryview(memory.dests),
         neigh_rows=None if memory is None else memoryview(memory.neighs),
@@ -98,9 +101,15 @@ class Rig:
         quiet: bool = True,
         memory: Memory | Shared | None = None,
         sharding: Sharding | None = None,
+        on_error: ErrorHandler = raise_on,
     ) -> None:
         self.director = make_director(
-            config_text, hooks=hooks, conn_max=conn_max, memory=memory, sharding=sharding
+            config_text,
+            hooks=hooks,
+            conn_max=conn_max,
+            memory=memory,
+            sharding=sharding,
+            on_error=on_error,
         )
         self.now = now
         self.director.start(now)
@@ -112,8 +121,17 @@ class Rig:
             self._base = {}
 
     def netif(self, name: str) -> Netif:
-        netif: Netif = next(netif for netif in self.director.netifs if netif.name == name)
-        return netif
+        """The interface that a port's frames are of; a backup's are its bond's."""
+        for index, port in enumerate(self.director.config.ports):
+            if port.name == name:
+                found: Netif = self.director.carried[index]
+                return found
+        return next(netif for netif in self.director.netifs if netif.name == name)
+
+    def _sent(self, netif: Netif, frame: bytes) -> Sent:
+        named = netif.vid or netif.port is not None
+        name = netif.name if named else self.director.config.ports[netif.queue].name
+        return Sent(name, frame)
 
     def receive(self, port: str, frame: bytes) -> tuple[Verdict, list[Sent]]:
         """Feed one frame (virtio-net header first); the verdict and everything that left."""
@@ -122,18 +140,53 @@ class Rig:
         verdict = Verdict(self.director.receive(pkt, self.now))
         sent = []
         if verdict == Verdict.ACCEPT:
-            vnet.emit(pkt)
-            assert pkt.oif is not None
-            start = pkt.start - 10
-            sent.append(Sent(pkt.oif.name, bytes(pkt.mem[start : pkt.end])))
+            sent.append(self.written(pkt))
+        elif verdict == Verdict.STOLEN and pkt.owner == CUT:
+            sent += self.segments()
         return verdict, sent + self.outbox()
+
+    def segments(self) -> list[Sent]:
+        """What becomes of the packet that was stolen to be cut."""
+        pkt = self.director.packet
+        sent = []
+        while (verdict := self.director.segment(pkt, self.now)) >= 0:
+            if verdict == Verdict.ACCEPT:
+                sent.append(self.written(pkt))
+        return sent
 
     def send(self, port: str, frames: Iterable[bytes]) -> list[Sent]:
         """Feed frames in turn; everything that left."""
         return [sent for frame in frames for sent in self.receive(port, frame)[1]]
 
+    def written(self, pkt: Packet) -> Sent:
+        """An accepted packet as its port would write it."""
+        vnet.emit(pkt)
+        assert pkt.oif is not None
+        return self._sent(pkt.oif, bytes(pkt.mem[pkt.start - 10 : pkt.end]))
+
     def outbox(self) -> list[Sent]:
-        return [Sent(netif.name, frame) for netif, frame in self.director.outbox.take()]
+        """What waits in the outbox, and what becomes of fragments that go on."""
+        outbox = self.director.outbox
+        sent = self.frames()
+        pkt = self.director.packet
+        for netif, frame, mark, handed in outbox.take_resumed():
+            pkt.load(frame, netif)
+            pkt.mark, pkt.handed = mark, handed
+            if self.director.resume(pkt, self.now) == Verdict.ACCEPT:
+                sent.append(self.written(pkt))
+        return sent + self.frames()
+
+    def frames(self) -> list[Sent]:
+        """The frames in the outbox."""
+        return [self._sent(netif, frame) for netif, frame in self.director.outbox.take()]
+
+    def wake(self) -> list[Sent]:
+        """Let time pass until the director wants to be woken; what left then."""
+        at = self.director.outbox.take_wake()
+        assert at >= 0, "nobody asked to be woken"
+        self.now = max(self.now, at)
+        self.director.wake(self.now)
+        return self.outbox()
 
     def advance(self, ms: int, step: int = 250) -> list[Sent]:
         """Let time pass in ticks; what left meanwhile."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from tunlb.testing import frames
 from tunlb.testing.frames import flag_letters, ones_sum, pseudo_header
+from tunlb.testing.sctp import SCTP, Sctp
+from tunlb.testing.sctp import read as read_sctp
 
 _ERRORS_V4 = (3, 4, 5, 11, 12)  # ICMP types that quote a packet; in ICMPv6 all below 128
 
@@ -108,7 +110,7 @@ class Arp:
     tpa: str
 
 
-Header = Vnet | Ether | Ip | Tcp | Udp | Icmp | Arp
+Header = Vnet | Ether | Ip | Tcp | Udp | Sctp | Icmp | Arp
 
 
 class Frame:
@@ -292,6 +294,9 @@ def _transport(frame: Frame, header: Ip, body: bytes, pseudo: int, l4: int, offl
         frame.fault(f"csum_start {offload.csum_start}, but the transport header is at {l4}")
     icmp = frames.ICMPV6 if header.version == 6 else frames.ICMP
     kinds = {frames.TCP: (_tcp, 16), frames.UDP: (_udp, 6), icmp: (_icmp, 2)}
+    if header.proto == SCTP and not header.mf:
+        _sctp(frame, body, partial)
+        return
     if header.proto not in kinds:
         frame.payload = body
         return
@@ -355,6 +360,16 @@ def _udp(frame: Frame, body: bytes, whole: bool) -> bool:
     return True
 
 
+def _sctp(frame: Frame, body: bytes, partial: bool) -> None:
+    found, problems = read_sctp(body)
+    if partial:
+        frame.fault("a partial checksum on SCTP, which no port can finish")
+    frame.problems += problems
+    if found is not None:
+        frame.headers.append(found)
+        frame.payload = body[12:]
+
+
 def _icmp(frame: Frame, body: bytes, whole: bool) -> bool:
     if len(body) < 8:
         frame.fault(f"ICMP header in {len(body)} bytes")
@@ -399,11 +414,14 @@ def _quote(frame: Frame, data: bytes) -> Frame:
             )
         elif header.proto == frames.UDP and len(body) >= 8 and not header.fragment:
             quoted.headers.append(Udp(*struct.unpack("!HHHH", body[:8])))
+        elif header.proto == SCTP and len(body) >= 8 and not header.fragment:
+            sport, dport, vtag = struct.unpack("!HHI", body[:8])
+            quoted.headers.append(Sctp(sport, dport, vtag, 0))
         elif header.proto in (frames.ICMP, frames.ICMPV6) and len(body) >= 8:
             kind, code, value, info = struct.unpack("!BBHI", body[:8])
             quoted.headers.append(Icmp(kind, code, info, value))
         quoted.payload = body[8:]
-        if len(data) >= header.total_len and header.proto in (frames.TCP, frames.UDP):
+        if len(data) >= header.total_len and header.proto in (frames.TCP, frames.UDP, SCTP):
             # Nothing is cut off, so that the quoted checksum can be verified as well.
             whole = parse(data, vnet=False, tun=True)
             quoted.problems += [p for p in whole.problems if p not in quoted.problems]

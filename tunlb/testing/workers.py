@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tunlb.hook import Verdict
 from tunlb.ipvs.sharding import Sharding, shard_keys
+from tunlb.packet import CUT, NOT_ASKED
 from tunlb.testing.flow import Memory, Rig, Sent
 from tunlb.wire import vnet
 
@@ -44,22 +45,33 @@ class Workers:
         return self._run(rig) + self.settle()
 
     def _run(self, rig: Rig) -> list[Sent]:
+        pkt = rig.director.packet
+        sent = self._walk(rig, Verdict(rig.director.receive(pkt, rig.now)))
+        for each in self.rigs:
+            pkt = each.director.packet
+            for netif, frame, mark, handed in each.director.outbox.take_resumed():
+                pkt.load(frame, netif)
+                pkt.mark, pkt.handed = mark, handed
+                sent += self._walk(each, Verdict(each.director.resume(pkt, each.now)))
+        return sent
+
+    def _walk(self, rig: Rig, verdict: Verdict) -> list[Sent]:
         """The packet in a rig's buffer, wherever it has to go."""
         for _ in range(HANDOVERS_MAX):
             pkt = rig.director.packet
-            verdict = Verdict(rig.director.receive(pkt, rig.now))
             if verdict == Verdict.ACCEPT:
-                vnet.emit(pkt)
-                assert pkt.oif is not None
-                frame = bytes(pkt.mem[pkt.start - 10 : pkt.end])
-                return [Sent(pkt.oif.name, frame), *rig.outbox()]
+                return [rig.written(pkt), *rig.frames()]
+            if verdict == Verdict.STOLEN and pkt.owner == CUT:
+                return [*rig.segments(), *rig.frames()]
             if verdict != Verdict.STOLEN or pkt.owner < 0:
-                return rig.outbox()
+                return rig.frames()
             rig = self._hand_over(rig, self.rigs[pkt.owner])
+            verdict = Verdict(rig.director.receive(rig.director.packet, rig.now))
         raise AssertionError("a frame is handed around for ever")
 
     def _hand_over(self, giver: Rig, owner: Rig) -> Rig:
         pkt = giver.director.packet
+        chosen = pkt.chosen if pkt.handed else NOT_ASKED
         vnet.emit(pkt)
         iif = pkt.iif
         owner.director.packet.load(
@@ -67,6 +79,7 @@ class Workers:
             owner.director.neighs.netifs[iif.queue, iif.vid],
         )
         owner.director.packet.handed = True
+        owner.director.packet.chosen = chosen
         return owner
 
     def settle(self) -> list[Sent]:

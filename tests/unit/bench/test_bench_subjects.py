@@ -25,6 +25,7 @@ def test_the_order_of_the_turns() -> None:
         "nat",
         "fnat",
         "dr",
+        "snat",
         "nat-2w",
         "fnat-2w",
         "nat-uncompiled",
@@ -90,7 +91,7 @@ def test_the_uncompiled_tree_has_every_module_and_nothing_compiled(tmp_path: Pat
     assert uncompiled_tree(tmp_path) == tree
 
 
-@pytest.mark.parametrize("name", ["nat", "fnat-2w", "dr"])
+@pytest.mark.parametrize("name", ["nat", "fnat-2w", "dr", "snat"])
 def test_an_uncompiled_tunlb_is_not_measured_under_another_name(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,7 @@ def test_a_oneway_row_is_found_by_its_inbound_key_only() -> None:
 
 def test_rows_live_in_the_buffer_that_was_given() -> None:
     """Shared memory: whoever maps the buffer reads the conns."""
-    buffer = bytearray(c.HEADER_SIZE + 4 * c.ROW_SIZE)
+    buffer = bytearray(c.table_size(4))
     table = ConnTable(4, hash_secret(b""), buffer)
     row = table.alloc()
     fill(table, row, (CLIENT, VIP, 1), (DEST, LADDR, 2))
@@ -138,7 +138,7 @@ def test_rows_live_in_the_buffer_that_was_given() -> None:
 
 def test_a_successor_finds_the_rows() -> None:
     """Nothing but the buffer is needed: heads and the free list are made again."""
-    buffer = bytearray(c.HEADER_SIZE + 4 * c.ROW_SIZE)
+    buffer = bytearray(c.table_size(4))
     table = ConnTable(4, hash_secret(b"one"), buffer)
     rows = [table.alloc() for _ in range(3)]
     for row in rows:
@@ -157,7 +157,7 @@ def test_a_successor_finds_the_rows() -> None:
 
 
 def test_a_second_row_with_a_known_key_is_not_adopted() -> None:
-    buffer = bytearray(c.HEADER_SIZE + 4 * c.ROW_SIZE)
+    buffer = bytearray(c.table_size(4))
     table = ConnTable(4, hash_secret(b""), buffer)
     for row in (table.alloc(), table.alloc()):
         fill(table, row, (CLIENT, VIP, 1), (DEST, LADDR, 2))
@@ -169,7 +169,7 @@ def test_a_second_row_with_a_known_key_is_not_adopted() -> None:
 
 
 def test_a_buffer_that_is_too_small_is_refused() -> None:
-    with pytest.raises(ValueError, match="4 rows need 4608 bytes, got 512"):
+    with pytest.raises(ValueError, match="4 rows need 4864 bytes, got 512"):
         ConnTable(4, hash_secret(b""), bytearray(512))
 
 

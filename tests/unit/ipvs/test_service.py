@@ -149,3 +149,48 @@ def test_dests_take_their_services_timeouts(dest: Callable[..., Dest]) -> None:
     assert service.scheduler.dests == [found]
     assert found.service_name == "web"
     assert [found.timeouts.of(state) for state in (0, 1, 3, 15)] == [10, 0, 30, 150]
+
+
+def test_a_dest_counts_for_its_service(dest: Callable[..., Dest]) -> None:
+    """Whichever object the service is after a reload, and whatever it had before it belonged."""
+    first, second = make("web", 80, 80), make("web", 80, 80)
+    first.max_conn = second.max_conn = 9
+    found = dest()
+    first.set_dests([found])
+    for _ in range(3):
+        more(found, 1)
+    assert (found.load(), first.carried.conns) == (3, 3)
+    second.set_dests([found])
+    assert (first.carried.conns, second.carried.conns) == (0, 3)
+    more(found, -1)
+    assert (found.inactconns, second.carried.conns) == (2, 2)
+    second.max_conn = 0
+    second.set_dests([found])
+    assert not found.limited
+
+
+def more(found: Dest, change: int) -> None:
+    """What Life does."""
+    found.inactconns += change
+    if found.limited:
+        found.count(change)
+
+
+@pytest.mark.parametrize(("min_conn", "open_at"), [(0, 7), (1, 0), (5, 4), (10, 9)])
+def test_an_overloaded_dest_opens_again(
+    dest: Callable[..., Dest], min_conn: int, open_at: int
+) -> None:
+    found = dest(max_conn=10)
+    found.min_conn = min_conn
+    for _ in range(9):
+        more(found, 1)
+    assert found.valid()
+    more(found, 1)
+    for load in range(9, open_at, -1):
+        more(found, -1)
+        assert (found.load(), found.valid()) == (load, False)
+    more(found, -1)
+    assert found.valid()
+    while found.load() < 9:
+        more(found, 1)
+    assert found.valid()

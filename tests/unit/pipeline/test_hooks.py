@@ -136,6 +136,19 @@ def test_an_error_handler_may_raise_on(counters: Counters) -> None:
         chain.run(Packet(), 0)
 
 
+def test_a_removed_hook_runs_no_more(chain: Chain) -> None:
+    trace: list[str] = []
+    one, two = Note("one", trace), Note("two", trace)
+    chain.register(one)
+    chain.register(two)
+    chain.remove(one)
+    assert chain.run(Packet(), 0) == Verdict.ACCEPT
+    chain.remove(two)
+    assert (chain.run(Packet(), 0), trace) == (Verdict.ACCEPT, ["two"])
+    with pytest.raises(ValueError, match="not in list"):
+        chain.remove(two)
+
+
 def test_numbers_are_those_of_dpvs() -> None:
     assert [(v.name, v.value) for v in Verdict] == [
         *(("DROP", 0), ("ACCEPT", 1), ("STOLEN", 2), ("REPEAT", 3), ("STOP", 4)),

@@ -34,6 +34,10 @@ EVERYTHING = """\
 {"kind":"service","name":"a","proto":"tcp","vaddr":"10.0.0.100","vport":"8000-8099",\
 "laddrs":["10.0.0.200","10.0.0.201-10.0.0.209"],"scheduler":"mh","mh_table_size":251}
 {"kind":"service","name":"b","proto":"udp","vaddr":"fd00::100","vport":0,"fwdmode":"nat"}
+{"kind":"service","name":"c","proto":"icmp","fwdmode":"snat","laddrs":["10.0.0.220"],\
+"match":{"src":["10.9.0.0/16","10.8.0.1"],"dst":["0.0.0.0/0"],"iport":"lb0","oport":"lb0.7"}}
+{"kind":"service","name":"d","proto":"tcp","fwdmode":"dr","bypass":true,\
+"match":{"src":["fd09::/16"],"sport":"1-5","dport":80}}
 {"kind":"dest","service":"a","daddr":"10.0.0.11","dport":80,"weight":0}
 {"kind":"dest","service":"b","daddr":"fd00::11"}
 {"kind":"hook","point":"forward","call":"a.b:C"}
@@ -48,6 +52,8 @@ def state_of(*texts: str) -> State:
     route = Change("what", "ip route del x", "route", "del", {"family": socket.AF_INET6, "x": "y"})
     add = route._replace(verb="add", undo=(route,), needed=False)
     config = loads(texts[0])
+    vaddr = config.services[0].vaddr
+    assert vaddr is not None
     return State(
         workers=2,
         secret=bytes(range(32)),
@@ -57,7 +63,7 @@ def state_of(*texts: str) -> State:
         offloads={"lb0": ("csum", "tso4")},
         numbers=tuple(DestIds().assign(config).items()),
         undo=(add, route),
-        draining=((7, (config.services[0].vaddr,)),),
+        draining=((7, (vaddr,)),),
         pids={0: 4711, 1: 4712},
     )
 

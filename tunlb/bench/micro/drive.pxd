@@ -2,7 +2,7 @@ cimport cython
 from tunlb.director cimport Director
 from tunlb.hook cimport Hook
 from tunlb.ipvs.conn cimport ConnTable
-from tunlb.ipvs.core cimport Ipvs
+from tunlb.ipvs.transmit cimport Transmit
 from tunlb.ipvs.dest cimport Dest
 from tunlb.ipvs.life cimport Life
 from tunlb.ipvs.protocol cimport Protocol
@@ -55,7 +55,7 @@ cpdef long long lookups(
     unsigned long long seed, long long n, bint live) except -1
 cpdef long long states(Protocol protocol, Packet pkt, int state, int direction, long long n, bint live) except -1
 cpdef tracks(
-    Ipvs ipvs, Packet pkt, Protocol protocol, long long row, int direction, Dest dest, long long now,
+    Transmit transmit, Packet pkt, Protocol protocol, long long row, int direction, Dest dest, long long now,
     long long n, bint live)
 cpdef rewrites(Packet pkt, ConnTable conns, long long row, int direction, long long n, bint live)
 cpdef long long outputs(NeighTable neighs, Packet pkt, long long now, long long n, bint live) except -1

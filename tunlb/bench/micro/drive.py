@@ -12,10 +12,10 @@ import cython
 from tunlb.director import Director
 from tunlb.hook import Hook
 from tunlb.ipvs.conn import B_AF, B_PROTO, D_PORTS, ConnTable
-from tunlb.ipvs.core import Ipvs
 from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.life import Life
 from tunlb.ipvs.protocol import Protocol
+from tunlb.ipvs.transmit import Transmit
 from tunlb.neigh import NeighTable
 from tunlb.netif import Netif
 from tunlb.packet import ETHER_LEN, L3_OFFSET, VNET_LEN, Packet
@@ -305,7 +305,7 @@ def states(
 
 
 def tracks(
-    ipvs: Ipvs,
+    transmit: Transmit,
     pkt: Packet,
     protocol: Protocol,
     row: cython.longlong,
@@ -317,7 +317,7 @@ def tracks(
 ) -> None:
     for _ in range(n):
         if live:
-            ipvs._track(pkt, protocol, row, direction, dest, now)
+            transmit.track(pkt, protocol, row, direction, dest, now)
 
 
 def rewrites(

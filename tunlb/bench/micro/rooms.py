@@ -193,11 +193,11 @@ def tcp_state(base: Bed) -> Case:
 
 def track(base: Bed) -> Case:
     pkt = base.parsed(base.walk("nat", 4, "tcp"))
-    ipvs = base.rig.director.ipvs
-    row = ipvs.conns.lookup(pkt) >> 1
+    transmit = base.rig.director.ipvs.transmit
+    row = transmit.conns.lookup(pkt) >> 1
     dest = next(base.rig.director.services()).dests[0]
-    protocol = ipvs.life.protocol_of(row)
-    return Case(partial(drive.tracks, ipvs, pkt, protocol, row, 0, dest, NOW))
+    protocol = base.rig.director.ipvs.life.protocol_of(row)
+    return Case(partial(drive.tracks, transmit, pkt, protocol, row, 0, dest, NOW))
 
 
 def rewrite(base: Bed, af: int, offload: bool) -> Case:

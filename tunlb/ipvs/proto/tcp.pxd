@@ -5,6 +5,7 @@ cdef class Tcp(Protocol):
     cdef bytes table, kinds
 
     cpdef bint opens(self, Packet pkt) noexcept
+    cpdef bint resumes(self, Packet pkt) noexcept
     cpdef bint reopens(self, Packet pkt, int state) noexcept
     cpdef int next_state(self, Packet pkt, int state, int direction) noexcept
     cpdef int kind(self, int state) noexcept

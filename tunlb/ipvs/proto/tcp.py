@@ -58,7 +58,8 @@ CL CL CL SR CL CL CL CL LA LI CL
 _COLUMNS = cython.declare(cython.int, 11)
 _ROWS = cython.declare(cython.int, 4)
 _LAST = cython.declare(cython.int, 11)
-_CLOSE = cython.declare(cython.int, 6)
+CLOSE = STATES.index("CLOSE")
+_CLOSE = cython.declare(cython.int, CLOSE)
 _KINDS = bytes(
     HALF_OPEN
     if name in ("NONE", "SYN_SENT", "SYN_RECV", "SYNACK")
@@ -73,14 +74,20 @@ class Tcp(Protocol):
     number = IPPROTO_TCP
     name = "tcp"
     states = STATES
+    resumed = 1  # ESTABLISHED
 
     def __init__(self) -> None:
+        super().__init__()
         self.table = bytes(_SHORT.index(word) for word in _TABLES.split())
         self.kinds = _KINDS
 
     def opens(self, pkt: Packet) -> cython.bint:
         """A SYN without ACK, FIN or RST."""
         return pkt.tcp_flags & 0x17 == 0x02
+
+    def resumes(self, pkt: Packet) -> cython.bint:
+        """Any segment with ACK, but a SYN-ACK or a RST."""
+        return pkt.tcp_flags & 0x16 == 0x10
 
     def reopens(self, pkt: Packet, state: cython.int) -> cython.bint:
         """A bare SYN on a conn that both ends have closed (TIME_WAIT, CLOSE) reuses its ports."""

@@ -38,7 +38,7 @@ class FullNat(Mode):
         dest: Dest,
         now: cython.longlong,
     ) -> cython.int:
-        laddrs = service.laddrs
+        laddrs = service.laddrs_of(dest.af)
         n: cython.int = len(laddrs)
         dport: cython.uint = dport_of(conns, row, dest)
         key: cython.uint = (dport << 8) | conns.b[row * 128 + _B_PROTO]

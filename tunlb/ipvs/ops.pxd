@@ -1,0 +1,12 @@
+cimport cython
+from tunlb.ipvs.conn cimport ConnTable
+from tunlb.ipvs.dest cimport Dest
+from tunlb.ipvs.life cimport Life
+from tunlb.ipvs.mode cimport Mode
+from tunlb.ipvs.service cimport Service
+from tunlb.ipvs.transmit cimport Transmit
+from tunlb.packet cimport Packet
+
+@cython.locals(conns=ConnTable)
+cpdef int forward(
+    Packet pkt, Life life, Transmit transmit, Service service, Dest dest, long long now) except -1
