@@ -43,6 +43,13 @@ def test_every_example_in_config_has_a_topology() -> None:
     assert {path.stem for path in CONFIG.glob("*.jsonl")} >= set(TOPOLOGIES)
 
 
+@pytest.mark.parametrize("path", sorted(CONFIG.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_every_example_in_config_is_valid(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert loads(text, name=path.name).tunlb.name == path.stem
+    assert "tunlb lab up" in text
+
+
 @every
 def test_the_configuration_is_valid(topology: Topology) -> None:
     config = loads(topology.config_text, name=topology.name)
