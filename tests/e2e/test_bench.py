@@ -136,7 +136,7 @@ def test_a_balancer_uses_every_dest(subject: Subject, network: Network) -> None:
                     with listener.accept()[0] as server:
                         met.add(server.getsockname()[0])
     network.clear()
-    # With dr the server sees the VIP, whichever dest it is; snat has no dests: the client calls the server.
+    # With dr the server sees the VIP, whichever dest it is; with snat the client calls a server.
     unchanged = subject.name in ("dr", "snat")
     assert met == ({standing.target} if unchanged else set(SERVERS))
 

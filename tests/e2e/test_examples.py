@@ -1,4 +1,4 @@
-"""The examples in config/ that are no topology's own: each in the lab that it names, with traffic."""
+"""The examples in config/ that are no topology's own, each with traffic in the lab it names."""
 
 from __future__ import annotations
 
