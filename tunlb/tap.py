@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import time
 from collections.abc import Callable, Sequence
 
@@ -44,6 +45,7 @@ from tunlb.mailbox import MESSAGE, NOTHING, REFUSED, Mailbox
 from tunlb.netif import Netif
 from tunlb.outbox import Outbox
 from tunlb.packet import BUFFER_LEN, CUT, ETHER_LEN, L3_OFFSET, NOT_ASKED, VNET_LEN, Packet
+from tunlb.wire.vnet import NEEDS_CSUM
 
 if cython.compiled:
     from cython.cimports.libc.errno import errno as c_errno
@@ -74,6 +76,7 @@ BURST_BYTES = 512 * 1024
 #: takes itself, so that the host shows it to tcpdump and does not answer it as well.
 SHADOW = 0x04
 
+_VNET = struct.Struct("=BBHHHH")  # flags, GSO type, length of headers, GSO size, checksum's place
 _DISCARDED = cython.declare(cython.int, 4096)  # frames at a time: a queue's usual length
 _STANDBY = cython.declare(cython.int, DropReason.STANDBY)
 _FRAME = cython.declare(cython.int, 1)
@@ -102,6 +105,8 @@ _PORT_DOWN = cython.declare(cython.int, DropReason.PORT_DOWN)
 _TX_BLOCKED = cython.declare(cython.int, DropReason.TX_BLOCKED)
 _TX_REFUSED = cython.declare(cython.int, DropReason.TX_REFUSED)
 _SHADOW = cython.declare(cython.int, SHADOW)
+_NEEDS_CSUM = cython.declare(cython.int, NEEDS_CSUM)
+_ETH_P_8021Q = cython.declare(cython.int, 0x8100)
 _RX_FRAMES = cython.declare(cython.int, Event.RX_FRAMES)
 _RX_BYTES = cython.declare(cython.int, Event.RX_BYTES)
 _TX_FRAMES = cython.declare(cython.int, Event.TX_FRAMES)
@@ -142,6 +147,34 @@ def drop_reason(err: cython.int) -> cython.int:
     ):
         return _PORT_DOWN
     return _TX_REFUSED
+
+
+def _shown(pkt: Packet, netif: Netif) -> bytes:
+    """The frame, which came by ``netif``, for its host to show and not to answer, with its
+    virtio-net header.
+
+    One that another worker read came without its VLAN tag, which is put back (of the priority in it
+    nobody knows any more).
+    """
+    start: cython.int = pkt.start
+    header: bytes = bytes(pkt.mem[start - _VNET_LEN : start])
+    to: bytes = bytes(pkt.mem[start : start + 6])
+    if to == netif.mac_bytes or to[:1] and to[0] & 1:
+        to = bytes((netif.mac_bytes[0] ^ _SHADOW,)) + netif.mac_bytes[1:]
+    tag: bytes = b""
+    if pkt.iif.vid != 0:
+        tag = struct.pack("!HH", _ETH_P_8021Q, pkt.iif.vid)
+        flags, gso_type, length, size, begin, offset = _VNET.unpack(header)
+        if flags & _NEEDS_CSUM:
+            moved = length + len(tag), size, begin + len(tag), offset
+            header = _VNET.pack(flags, gso_type, *moved)
+    return (
+        header
+        + to
+        + bytes(pkt.mem[start + 6 : start + 12])
+        + tag
+        + bytes(pkt.mem[start + 12 : pkt.end])
+    )
 
 
 class Port:
@@ -350,7 +383,7 @@ class Drain:
             frames += 1
             size += pkt.end - pkt.start
             if netif.port is None:
-                self._mirror(pkt, netif, now)
+                budget -= self._mirror(pkt, netif, now)
             elif self._from_host(pkt, netif.port):
                 self.director.counters.add(_HOST_OUT, 1)
         self.flush()
@@ -372,27 +405,41 @@ class Drain:
         trust(pkt)
         return port.write_packet(pkt)
 
-    def _mirror(self, pkt: Packet, netif: Netif, now: cython.longlong) -> None:
-        """A frame through the director, and a copy of it as it came to the host, unless the frame
-        itself goes there.
+    def _mirror(self, pkt: Packet, netif: Netif, now: cython.longlong) -> cython.int:
+        """A frame through the director, and a copy of it as it came to the host of ``netif``,
+        unless the frame itself goes there, or another worker has the last word on it and shows it.
+
+        What that costs of the burst beside the frame, in frames.
         """
-        start: cython.int = pkt.start
-        to: bytes = bytes(pkt.mem[start : start + 6])
-        if to == netif.mac_bytes or to[0] & 1:
-            to = bytes((netif.mac_bytes[0] ^ _SHADOW,)) + netif.mac_bytes[1:]
-        whole: cython.bint = pkt.end - start >= _ETHER_LEN
-        copy: bytes = bytes(pkt.mem[start - _VNET_LEN : start]) + to
-        copy += bytes(pkt.mem[start + 6 : pkt.end])
+        copy: bytes = _shown(pkt, netif)
+        whole: cython.bint = pkt.end - pkt.start >= _ETHER_LEN
         verdict: cython.int = self.director.receive(pkt, now)
-        passed: cython.bint = False
-        if verdict == _ACCEPT:
-            passed = pkt.oif is netif.host
-            self._send(pkt)
-        elif verdict == _STOLEN and pkt.owner >= 0:
-            self._hand_over(pkt)
+        passed: cython.bint = verdict == _ACCEPT and pkt.oif is netif.host
+        cost: cython.int = self._carry_out(pkt, verdict, now)
+        if cost < 0:
+            return 0
         port = None if netif.host is None else self._port_of(netif.host)
         if whole and not passed and port is not None:
             port.write_copy(copy)
+        return cost
+
+    def _carry_out(self, pkt: Packet, verdict: cython.int, now: cython.longlong) -> cython.int:
+        """Do with the packet what the director said; what that costs of the burst beside the frame,
+        in frames, or -1: another worker has it now.
+        """
+        if verdict == _ACCEPT:
+            self._send(pkt)
+        elif verdict == _STOLEN and pkt.owner == _CUT:
+            return self._send_segments(pkt, now)
+        elif verdict == _STOLEN and pkt.owner >= 0:
+            if pkt.handed and pkt.chosen == _NOT_ASKED:
+                # Neither a question nor the answer to one: two workers that each take the other
+                # for the owner must not play ball with it. Our bug, shown by the counter that must
+                # stay 0.
+                self.director.counters.drop(_UNKNOWN)
+            elif self._hand_over(pkt):
+                return -1
+        return 0
 
     def mail(self) -> None:
         """What an event loop calls when the mailbox's descriptor is readable."""
@@ -418,18 +465,11 @@ class Drain:
             if got == _MAILED_MESSAGE:
                 self.director.hear(pkt.frame(), now)
                 continue
-            verdict = self.director.receive(pkt, now)
-            if verdict == _ACCEPT:
-                self._send(pkt)
-            elif verdict == _STOLEN and pkt.owner == _CUT:
-                budget -= self._send_segments(pkt, now)
-            elif verdict == _STOLEN and pkt.owner >= 0:
-                if pkt.chosen != _NOT_ASKED:
-                    self._hand_over(pkt)  # a question, or the answer to one
-                else:
-                    # Two workers that each take the other for the owner must not play ball with
-                    # it: our bug, shown by the counter that must stay 0.
-                    self.director.counters.drop(_UNKNOWN)
+            port = self._port_of(pkt.iif)
+            if port is not None and port.netif.mirror:
+                budget -= self._mirror(pkt, port.netif, now)
+            else:
+                budget -= max(0, self._carry_out(pkt, self.director.receive(pkt, now), now))
         self.flush()
         return taken
 
