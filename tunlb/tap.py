@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 import time
 from collections.abc import Callable, Sequence
 
@@ -45,15 +44,16 @@ from tunlb.mailbox import MESSAGE, NOTHING, REFUSED, Mailbox
 from tunlb.netif import Netif
 from tunlb.outbox import Outbox
 from tunlb.packet import BUFFER_LEN, CUT, ETHER_LEN, L3_OFFSET, NOT_ASKED, VNET_LEN, Packet
-from tunlb.wire.vnet import NEEDS_CSUM
 
 if cython.compiled:
     from cython.cimports.libc.errno import errno as c_errno
     from cython.cimports.posix.time import CLOCK_MONOTONIC, clock_gettime, timespec
     from cython.cimports.posix.unistd import read, write
+    from cython.cimports.tunlb.pipeline import host
     from cython.cimports.tunlb.wire.ether import mac_at
     from cython.cimports.tunlb.wire.vnet import emit, parse, trust
 else:
+    from tunlb.pipeline import host
     from tunlb.wire.ether import mac_at
     from tunlb.wire.vnet import emit, parse, trust
 
@@ -72,11 +72,7 @@ __all__ = [
 
 BURST_FRAMES = 64
 BURST_BYTES = 512 * 1024
-#: Of the first byte of a MAC address: flipped in the destination of a mirrored frame that tunlb
-#: takes itself, so that the host shows it to tcpdump and does not answer it as well.
-SHADOW = 0x04
 
-_VNET = struct.Struct("=BBHHHH")  # flags, GSO type, length of headers, GSO size, checksum's place
 _DISCARDED = cython.declare(cython.int, 4096)  # frames at a time: a queue's usual length
 _STANDBY = cython.declare(cython.int, DropReason.STANDBY)
 _FRAME = cython.declare(cython.int, 1)
@@ -104,9 +100,6 @@ _ETHER_LEN = cython.declare(cython.int, ETHER_LEN)
 _PORT_DOWN = cython.declare(cython.int, DropReason.PORT_DOWN)
 _TX_BLOCKED = cython.declare(cython.int, DropReason.TX_BLOCKED)
 _TX_REFUSED = cython.declare(cython.int, DropReason.TX_REFUSED)
-_SHADOW = cython.declare(cython.int, SHADOW)
-_NEEDS_CSUM = cython.declare(cython.int, NEEDS_CSUM)
-_ETH_P_8021Q = cython.declare(cython.int, 0x8100)
 _RX_FRAMES = cython.declare(cython.int, Event.RX_FRAMES)
 _RX_BYTES = cython.declare(cython.int, Event.RX_BYTES)
 _TX_FRAMES = cython.declare(cython.int, Event.TX_FRAMES)
@@ -147,34 +140,6 @@ def drop_reason(err: cython.int) -> cython.int:
     ):
         return _PORT_DOWN
     return _TX_REFUSED
-
-
-def _shown(pkt: Packet, netif: Netif) -> bytes:
-    """The frame, which came by ``netif``, for its host to show and not to answer, with its
-    virtio-net header.
-
-    One that another worker read came without its VLAN tag, which is put back (of the priority in it
-    nobody knows any more).
-    """
-    start: cython.int = pkt.start
-    header: bytes = bytes(pkt.mem[start - _VNET_LEN : start])
-    to: bytes = bytes(pkt.mem[start : start + 6])
-    if to == netif.mac_bytes or to[:1] and to[0] & 1:
-        to = bytes((netif.mac_bytes[0] ^ _SHADOW,)) + netif.mac_bytes[1:]
-    tag: bytes = b""
-    if pkt.iif.vid != 0:
-        tag = struct.pack("!HH", _ETH_P_8021Q, pkt.iif.vid)
-        flags, gso_type, length, size, begin, offset = _VNET.unpack(header)
-        if flags & _NEEDS_CSUM:
-            moved = length + len(tag), size, begin + len(tag), offset
-            header = _VNET.pack(flags, gso_type, *moved)
-    return (
-        header
-        + to
-        + bytes(pkt.mem[start + 6 : start + 12])
-        + tag
-        + bytes(pkt.mem[start + 12 : pkt.end])
-    )
 
 
 class Port:
@@ -411,7 +376,7 @@ class Drain:
 
         What that costs of the burst beside the frame, in frames.
         """
-        copy: bytes = _shown(pkt, netif)
+        copy: bytes = host.shown(pkt, netif)
         whole: cython.bint = pkt.end - pkt.start >= _ETHER_LEN
         verdict: cython.int = self.director.receive(pkt, now)
         passed: cython.bint = verdict == _ACCEPT and pkt.oif is netif.host

@@ -13,7 +13,8 @@ from tunlb.mailbox import Mailbox, open_mailbox
 from tunlb.netif import Netif
 from tunlb.outbox import PLAIN_VNET
 from tunlb.packet import CUT, Packet
-from tunlb.tap import BURST_FRAMES, SHADOW, Drain
+from tunlb.pipeline.host import SHADOW
+from tunlb.tap import BURST_FRAMES, Drain
 from tunlb.wire.vnet import GSO_TCPV4, GSO_UDP_L4
 
 GROUP = b"\x33\x33\0\0\0\1"
@@ -200,7 +201,7 @@ def test_one_that_its_owner_passes_on_is_there_once(two: tuple[Site, Drain]) -> 
 def test_one_that_cannot_be_handed_over_is_shown_where_it_was_read(
     two: tuple[Site, Drain],
 ) -> None:
-    site, other = two
+    site, _ = two
     while "drop.HANDOVER_FULL" not in site.counters.snapshot():
         site.port.send(site.mac + PEER + bytes(60_000))
         site.drain.run(site.port.port, 0)
