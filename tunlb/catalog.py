@@ -277,6 +277,7 @@ class Catalog:
             round(line.drain_s * 1000),
             None if line.match is None else _match(line.match),
         )
+        service.snat = line.fwdmode == "snat"
         service.client_ip = client_address.how(line.client_ip, line.client_ip_udp)
         service.fallback = line.fallback
         if line.mss_clamp is not False:

@@ -74,7 +74,10 @@ class DropReason(_Sentence):
         "The service has no dest that may take a new conn; the sender gets port unreachable.",
     )
     CONN_TABLE_FULL = 26, "No free row, and no half-open, closing or idle UDP conn to evict."
-    LPORT_EXHAUSTED = 27, "No free laddr:lport towards this dest."
+    LPORT_EXHAUSTED = (
+        27,
+        "No free laddr:lport towards this dest; with snat the sender gets host unreachable.",
+    )
     CONN_EXISTS = 28, "The new conn's tuple is taken by another conn."
     ICMP_INVALID = 29, "An ICMP message with a wrong checksum or a truncated body."
     ICMP_UNRELATED = 30, "An ICMP error about a packet that belongs to no conn."
@@ -175,7 +178,7 @@ class Event(_Sentence):
     CONN_EXPIRED = 14, "Conns ended by their timeout."
     CONN_REUSED = 15, "Conns replaced because a new SYN reused their ports."
     CONN_EVICTED = 16, "Conns evicted because the table was full."
-    LPORT_RECYCLED = 17, "Closing conns ended early because their lport was needed."
+    LPORT_RECYCLED = 17, "Closing or idle conns ended early because their lport was needed."
     IPVS_IN_PACKETS = 18, "Packets from clients to dests."
     IPVS_OUT_PACKETS = 19, "Packets from dests to clients."
     IPVS_IN_BYTES = 20, "IP bytes from clients to dests."
@@ -228,7 +231,10 @@ class Event(_Sentence):
     TEMPLATE_ASKED = 64, "New conns for whose template another worker was asked."
     CONN_RESET = 65, "Conns of which both sides were sent a RST."
     RESETS_SENT = 66, "RSTs sent."
-    CONN_ENDED = 67, "Conns ended because their dest was removed or made quiescent."
+    CONN_ENDED = (
+        67,
+        "Conns ended because their dest was removed or made quiescent, or their laddr removed.",
+    )
 
 
 class Gauge(_Sentence):

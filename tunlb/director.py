@@ -329,11 +329,12 @@ class Director:
             if fresh is not service and (
                 fresh is None or fresh.vaddr != service.vaddr or fresh.laddrs != service.laddrs
             ):
-                yield Owned(service.vaddr, service.laddrs, draft.now + service.drain_ms)
+                until = draft.now + service.drain_ms
+                yield Owned(service.vaddr, service.laddrs, service.snat, until)
 
     def _owned(self, services: Mapping[str, Service], lingering: list[Owned]) -> Iterator[Owned]:
         for service in services.values():
-            yield Owned(service.vaddr, service.laddrs)
+            yield Owned(service.vaddr, service.laddrs, service.snat)
         yield from lingering
 
     def _wire(self, wiring: Wiring, config: Config, now: int) -> None:
@@ -389,8 +390,12 @@ class Director:
         owned = self._owned(self._catalog.services, lingering)
         local = self._catalog.local_addresses()
         yield from wiring.draw(self.config, owned, self.ip.addresses, local)
+        gone = {laddr for former in self._lingering for laddr in former.laddrs}
         self._lingering = lingering
         self._wire(wiring, self.config, now)
+        for staying in self._owned(self._catalog.services, lingering):
+            gone.difference_update(staying.laddrs)
+        yield from self.ipvs.lapse.withdraw(gone)
 
     # -- looking in
 

@@ -15,6 +15,7 @@ ADDRESS = 1  #: one of the port's own addresses
 VIP = 2  #: a service's virtual address
 LADDR = 3  #: a local address that fnat speaks to dests with
 HOST_SIDE = 4  #: an address that only the host behind a port has
+SHARED = 5  #: an address that inside hosts go out by (snat)
 
 Key = tuple[int, int]  #: an address as (hi, lo), both unsigned 64 bits
 
@@ -91,7 +92,7 @@ class Addresses:
         return (hi, lo) in self._owner
 
     def kind(self, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.int:
-        """ADDRESS, VIP, LADDR or HOST_SIDE; 0 when the address is not ours."""
+        """ADDRESS, VIP, LADDR, HOST_SIDE or SHARED; 0 when the address is not ours."""
         found = self._owner.get((hi, lo))
         return 0 if found is None else found[1]
 

@@ -41,8 +41,9 @@ cdef class Drain:
     @cython.locals(port=Port)
     cdef bint _from_host(self, Packet pkt, Netif netif) except -1
     @cython.locals(port=Port)
-    cdef _mirror(self, Packet pkt, Netif netif, long long now)
-    @cython.locals(mailbox=Mailbox, pkt=Packet, taken=cython.int, size=cython.int, got=cython.int, verdict=cython.int)
+    cdef int _mirror(self, Packet pkt, Netif netif, long long now) except -1
+    cdef int _carry_out(self, Packet pkt, int verdict, long long now) except -2
+    @cython.locals(mailbox=Mailbox, pkt=Packet, port=Port, taken=cython.int, size=cython.int, got=cython.int, verdict=cython.int)
     cpdef int take_mail(self, long long now, int budget=*) except -1
     @cython.locals(port=Port, netif=Netif, peers=Peers)
     cpdef int flush(self) except -1

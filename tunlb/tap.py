@@ -49,9 +49,11 @@ if cython.compiled:
     from cython.cimports.libc.errno import errno as c_errno
     from cython.cimports.posix.time import CLOCK_MONOTONIC, clock_gettime, timespec
     from cython.cimports.posix.unistd import read, write
+    from cython.cimports.tunlb.pipeline import host
     from cython.cimports.tunlb.wire.ether import mac_at
     from cython.cimports.tunlb.wire.vnet import emit, parse, trust
 else:
+    from tunlb.pipeline import host
     from tunlb.wire.ether import mac_at
     from tunlb.wire.vnet import emit, parse, trust
 
@@ -70,9 +72,6 @@ __all__ = [
 
 BURST_FRAMES = 64
 BURST_BYTES = 512 * 1024
-#: Of the first byte of a MAC address: flipped in the destination of a mirrored frame that tunlb
-#: takes itself, so that the host shows it to tcpdump and does not answer it as well.
-SHADOW = 0x04
 
 _DISCARDED = cython.declare(cython.int, 4096)  # frames at a time: a queue's usual length
 _STANDBY = cython.declare(cython.int, DropReason.STANDBY)
@@ -101,7 +100,6 @@ _ETHER_LEN = cython.declare(cython.int, ETHER_LEN)
 _PORT_DOWN = cython.declare(cython.int, DropReason.PORT_DOWN)
 _TX_BLOCKED = cython.declare(cython.int, DropReason.TX_BLOCKED)
 _TX_REFUSED = cython.declare(cython.int, DropReason.TX_REFUSED)
-_SHADOW = cython.declare(cython.int, SHADOW)
 _RX_FRAMES = cython.declare(cython.int, Event.RX_FRAMES)
 _RX_BYTES = cython.declare(cython.int, Event.RX_BYTES)
 _TX_FRAMES = cython.declare(cython.int, Event.TX_FRAMES)
@@ -350,7 +348,7 @@ class Drain:
             frames += 1
             size += pkt.end - pkt.start
             if netif.port is None:
-                self._mirror(pkt, netif, now)
+                budget -= self._mirror(pkt, netif, now)
             elif self._from_host(pkt, netif.port):
                 self.director.counters.add(_HOST_OUT, 1)
         self.flush()
@@ -372,27 +370,41 @@ class Drain:
         trust(pkt)
         return port.write_packet(pkt)
 
-    def _mirror(self, pkt: Packet, netif: Netif, now: cython.longlong) -> None:
-        """A frame through the director, and a copy of it as it came to the host, unless the frame
-        itself goes there.
+    def _mirror(self, pkt: Packet, netif: Netif, now: cython.longlong) -> cython.int:
+        """A frame through the director, and a copy of it as it came to the host of ``netif``,
+        unless the frame itself goes there, or another worker has the last word on it and shows it.
+
+        What that costs of the burst beside the frame, in frames.
         """
-        start: cython.int = pkt.start
-        to: bytes = bytes(pkt.mem[start : start + 6])
-        if to == netif.mac_bytes or to[0] & 1:
-            to = bytes((netif.mac_bytes[0] ^ _SHADOW,)) + netif.mac_bytes[1:]
-        whole: cython.bint = pkt.end - start >= _ETHER_LEN
-        copy: bytes = bytes(pkt.mem[start - _VNET_LEN : start]) + to
-        copy += bytes(pkt.mem[start + 6 : pkt.end])
+        copy: bytes = host.shown(pkt, netif)
+        whole: cython.bint = pkt.end - pkt.start >= _ETHER_LEN
         verdict: cython.int = self.director.receive(pkt, now)
-        passed: cython.bint = False
-        if verdict == _ACCEPT:
-            passed = pkt.oif is netif.host
-            self._send(pkt)
-        elif verdict == _STOLEN and pkt.owner >= 0:
-            self._hand_over(pkt)
+        passed: cython.bint = verdict == _ACCEPT and pkt.oif is netif.host
+        cost: cython.int = self._carry_out(pkt, verdict, now)
+        if cost < 0:
+            return 0
         port = None if netif.host is None else self._port_of(netif.host)
         if whole and not passed and port is not None:
             port.write_copy(copy)
+        return cost
+
+    def _carry_out(self, pkt: Packet, verdict: cython.int, now: cython.longlong) -> cython.int:
+        """Do with the packet what the director said; what that costs of the burst beside the frame,
+        in frames, or -1: another worker has it now.
+        """
+        if verdict == _ACCEPT:
+            self._send(pkt)
+        elif verdict == _STOLEN and pkt.owner == _CUT:
+            return self._send_segments(pkt, now)
+        elif verdict == _STOLEN and pkt.owner >= 0:
+            if pkt.handed and pkt.chosen == _NOT_ASKED:
+                # Neither a question nor the answer to one: two workers that each take the other
+                # for the owner must not play ball with it. Our bug, shown by the counter that must
+                # stay 0.
+                self.director.counters.drop(_UNKNOWN)
+            elif self._hand_over(pkt):
+                return -1
+        return 0
 
     def mail(self) -> None:
         """What an event loop calls when the mailbox's descriptor is readable."""
@@ -418,18 +430,11 @@ class Drain:
             if got == _MAILED_MESSAGE:
                 self.director.hear(pkt.frame(), now)
                 continue
-            verdict = self.director.receive(pkt, now)
-            if verdict == _ACCEPT:
-                self._send(pkt)
-            elif verdict == _STOLEN and pkt.owner == _CUT:
-                budget -= self._send_segments(pkt, now)
-            elif verdict == _STOLEN and pkt.owner >= 0:
-                if pkt.chosen != _NOT_ASKED:
-                    self._hand_over(pkt)  # a question, or the answer to one
-                else:
-                    # Two workers that each take the other for the owner must not play ball with
-                    # it: our bug, shown by the counter that must stay 0.
-                    self.director.counters.drop(_UNKNOWN)
+            port = self._port_of(pkt.iif)
+            if port is not None and port.netif.mirror:
+                budget -= self._mirror(pkt, port.netif, now)
+            else:
+                budget -= max(0, self._carry_out(pkt, self.director.receive(pkt, now), now))
         self.flush()
         return taken
 

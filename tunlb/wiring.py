@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from tunlb.conf import Config, IPAddress, Service
-from tunlb.netif import ADDRESS, HOST_SIDE, LADDR, VIP, Addresses, Key, Netif
+from tunlb.netif import ADDRESS, HOST_SIDE, LADDR, SHARED, VIP, Addresses, Key, Netif
 from tunlb.route import Route, RouteTable
 
 PIECE = 64  #: addresses or routes entered in one piece of work
@@ -26,8 +26,9 @@ def owned(service: Service) -> Iterator[tuple[int, IPAddress]]:
     """(kind, address) of the VIP and laddrs of a service."""
     if service.vaddr is not None:
         yield VIP, service.vaddr
+    kind = SHARED if service.fwdmode == "snat" else LADDR
     for address in service.laddrs_expanded:
-        yield LADDR, address
+        yield kind, address
 
 
 def hosts_of(config: Config, ports: Sequence[Netif]) -> list[Netif]:
@@ -50,12 +51,14 @@ def mirror(config: Config, by_name: Mapping[str, Netif]) -> None:
 
 
 class Owned(NamedTuple):
-    """The addresses of one service. ``until`` (ms): how long those of a removed one are answered
-    for, because clients still speak to its VIP and dests to its laddrs.
+    """The addresses of one service; ``snat``: inside hosts share its laddrs. ``until`` (ms): how
+    long those of a removed one are answered for, because clients still speak to its VIP and dests
+    to its laddrs.
     """
 
     vaddr: Key | None
     laddrs: tuple[Key, ...]
+    snat: bool
     until: int = 0
 
 
@@ -157,7 +160,8 @@ class Wiring:
         count = 0
         for service in services:
             vaddrs = () if service.vaddr is None else (service.vaddr,)
-            for kind, found in ((VIP, vaddrs), (LADDR, service.laddrs)):
+            kinds = VIP, SHARED if service.snat else LADDR
+            for kind, found in zip(kinds, (vaddrs, service.laddrs), strict=True):
                 for hi, lo in found:
                     netif = self._place(prefixes, hi, lo)
                     if netif is not None:

@@ -37,7 +37,7 @@ from tunlb.lab import TOPOLOGIES, Lab, TunlbProcess, clients, rootless
 from tunlb.lab.host import Host, LabError, ip
 from tunlb.lab.servers import __file__ as servers_file
 from tunlb.lab.servers import pattern
-from tunlb.tap import SHADOW
+from tunlb.pipeline.host import SHADOW
 
 HOST = "lb0-host"
 OWN = {"v4": "10.0.0.254", "v6": "fd00::fe"}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.flow.fragmenting import cut
 from tests.flow.kit import (
     DEST2_MAC,
     DEST_MAC,
@@ -23,6 +24,8 @@ from tests.flow.kit import (
     text,
 )
 from tunlb.hook import Verdict
+from tunlb.ipvs.life import RECYCLE_IDLE_MS
+from tunlb.ipvs.xmit.snat import LADDRS_TRIED, PROBES, PROBES_MIN
 from tunlb.testing.checkers import Matcher, check, ether, icmp, ip, quoted, tcp, udp
 from tunlb.testing.flow import Memory
 from tunlb.testing.frames import Transport, echo, eth, vnet
@@ -409,7 +412,9 @@ def test_a_row_that_snat_cannot_have_made_is_not_adopted(net: Net) -> None:
 
 
 def test_every_lport_taken(net: Net) -> None:
-    """Towards one endpoint: a closing conn gives way, and without one the new conn is refused."""
+    """Towards one endpoint: a closing conn gives way, and without one the new conn is refused, and
+    its host told so.
+    """
     rig = Rig(config(net), conn_max=128)
     mode: Any = rig.director.ipvs.life.modes[6]
     mode.first, mode.size = 2000, 4
@@ -417,14 +422,129 @@ def test_every_lport_taken(net: Net) -> None:
         saddr = f"10.1.0.{host}" if net.af == 4 else f"fd01::{host:x}"
         left(net, up(rig, net, segment(80, 443, flags="S"), saddr=saddr))
         left(net, up(rig, net, segment(80, 443, flags="A"), saddr=saddr))
-    raw = packet(net.dest, net.remote, segment(80, 443, flags="S"))
-    frame = vnet(eth(LAN_MAC, DEST_MAC, payload=raw))
-    dropped(rig, "lan", frame, "LPORT_EXHAUSTED")
+    verdict, sent = up(rig, net, segment(80, 443, flags="S"))
+    assert verdict == Verdict.DROP
+    kind, code = (3, 1) if net.af == 4 else (1, 3)
+    told = quoted(ip(saddr=net.dest, daddr=net.remote), tcp(sport=80, dport=443))
+    check(sent[0].frame, ip(saddr=net.lan, daddr=net.dest), icmp(type=kind, code=code), told)
+    assert rig.counters()["drop.LPORT_EXHAUSTED"] == 1
     left(net, up(rig, net, segment(80, 444, flags="S")))  # another endpoint
     saddr = "10.1.0.20" if net.af == 4 else "fd01::14"
     left(net, up(rig, net, segment(80, 443, flags="R"), saddr=saddr))
     left(net, up(rig, net, segment(80, 443, flags="S")))
     assert rig.counters()["LPORT_RECYCLED"] == 1
+
+
+@pytest.mark.parametrize("proto", ["udp", "icmp"])
+def test_an_idle_flow_gives_its_lport(net: Net, proto: str) -> None:
+    """What has no end of its own: unseen for half a minute is enough when ports are short."""
+    rig = Rig(config(net), conn_max=128)
+    mode: Any = rig.director.ipvs.life.modes[6]
+    mode.first, mode.size = 2000, 4
+    body: Transport = datagram(80, 53) if proto == "udp" else ping(net, 80)
+    hosts = [f"10.1.0.{n}" if net.af == 4 else f"fd01::{n:x}" for n in range(20, 24)]
+    for saddr in hosts:
+        left(net, up(rig, net, body, saddr=saddr))
+    rig.advance(RECYCLE_IDLE_MS - 1000)
+    for saddr in hosts[1:]:
+        left(net, up(rig, net, body, saddr=saddr))
+    assert up(rig, net, body)[0] == Verdict.DROP
+    rig.advance(2000)
+    left(net, up(rig, net, body))
+    assert rig.counters()["LPORT_RECYCLED"] == 1
+    assert rig.counters()["drop.LPORT_EXHAUSTED"] == 1
+    for saddr in hosts[1:]:
+        left(net, up(rig, net, body, saddr=saddr))
+    assert rig.counters()["CONN_NEW"] == 5
+
+
+@pytest.mark.parametrize("number", [900, 4000])
+def test_an_endpoint_looks_the_same_from_everywhere(net: Net, number: int) -> None:
+    """RFC 4787 REQ-1, as far as nobody else was first: kept or not, the port is the same."""
+    rig = Rig(config(net))
+    remotes = [f"198.51.100.{n}" if net.af == 4 else f"2001:db8::{n:x}" for n in range(1, 20)]
+    seen = {sport(left(net, up(rig, net, datagram(number, 53), daddr=to))) for to in remotes}
+    assert len(seen) == 1
+    assert (seen == {number}) == (number >= 1025)
+    other = {
+        sport(left(net, up(rig, net, datagram(number, 53), daddr=to, saddr=net.dest2)))
+        for to in remotes
+    }
+    assert len(other) == 1
+    assert not other & seen
+
+
+def test_many_laddrs_that_are_full_cost_a_bounded_search(net: Net) -> None:
+    """However many laddrs there are, a conn that gets none has asked for a few hundred ports."""
+    rig = Rig(config(net, laddrs=[outer(net, n) for n in range(100, 200)]))
+    mode: Any = rig.director.ipvs.life.modes[6]
+    assert LADDRS_TRIED * PROBES_MIN + 2 * PROBES < 400
+    mode.first, mode.size = 2000, 1
+    hosts = [f"10.1.0.{n}" if net.af == 4 else f"fd01::{n:x}" for n in range(20, 150)]
+    refused = sum(up(rig, net, datagram(80, 53), saddr=saddr)[0] == Verdict.DROP for saddr in hosts)
+    kept = rig.director.ipvs.conns.count
+    assert kept + refused == len(hosts)
+    assert 16 < kept <= 100
+
+
+def test_by_the_ports_own_address(net: Net) -> None:
+    """The gateway with one address: it answers pings, and everything else of it is SNAT's."""
+    rig = Rig(config(net, laddrs=[net.wan]))
+    left(net, up(rig, net, segment(4000, 443, flags="S")), laddr=net.wan)
+    back = down(rig, net, segment(443, 4000, flags="SA"), laddr=net.wan)
+    came(net, back, tcp(sport=443, dport=4000))
+    left(net, up(rig, net, ping(net, 5000)), icmp(info=5000 << 16 | 1), laddr=net.wan)
+    came(net, down(rig, net, pong(net, 5000), laddr=net.wan), icmp(info=5000 << 16 | 1))
+    answer = check(one(down(rig, net, ping(net, 5000), laddr=net.wan)).frame, ip(saddr=net.wan))
+    assert ident(answer) == 5000
+    verdict, _ = down(rig, net, segment(443, 4001, flags="S"), laddr=net.wan)
+    assert verdict == Verdict.DROP
+    assert rig.counters()["drop.PORT_UNREACHABLE"] == 1
+    assert rig.counters()["ICMP_ECHO_REPLIES"] == 1
+
+
+def test_a_reload_takes_a_laddr_away(net: Net) -> None:
+    """Its conns go on for as long as it is answered for, and then end: no answer would come."""
+    first, second = outer(net, 200), outer(net, 201)
+    rig = Rig(config(net, laddrs=[first], drain_s=60))
+    left(net, up(rig, net, datagram(4000, 53)))
+    rig.reload(config(net, laddrs=[second], drain_s=60))
+    left(net, up(rig, net, datagram(4001, 53)), laddr=second)
+    rig.advance(50_000)
+    came(net, down(rig, net, datagram(53, 4000), laddr=first))
+    left(net, up(rig, net, datagram(4000, 53)))
+    assert rig.director.ipvs.conns.count == 2
+    rig.advance(25_000)
+    assert rig.director.ipvs.conns.count == 1
+    assert rig.counters()["CONN_ENDED"] == 1
+    left(net, up(rig, net, datagram(4000, 53)), laddr=second)
+    left(net, up(rig, net, datagram(4001, 53)), laddr=second)
+
+
+def test_a_laddr_that_moves_to_another_service_takes_its_conns_along(net: Net) -> None:
+    rig = Rig(config(net, snat(net, "udp", drain_s=1), snat(net, "tcp", laddrs=[outer(net, 201)])))
+    left(net, up(rig, net, datagram(4000, 53)))
+    rig.reload(config(net, snat(net, "udp", drain_s=1, laddrs=[outer(net, 201)]), snat(net, "tcp")))
+    rig.advance(20_000)
+    came(net, down(rig, net, datagram(53, 4000)))
+
+
+def test_no_fragment_leaves_untranslated(net: Net) -> None:
+    """One whose first opened no conn must not show the inside host's address outside."""
+    rig = Rig(config(net), conn_max=128)
+    mode: Any = rig.director.ipvs.life.modes[6]
+    mode.first, mode.size = 2000, 1
+    for saddr in (net.dest2, net.dest):
+        pieces = cut(packet(saddr, net.remote, datagram(80, 53, bytes(2000))), size=1200)
+        mac = DEST2_MAC if saddr == net.dest2 else DEST_MAC
+        for piece in pieces:
+            _, sent = rig.receive("lan", vnet(eth(LAN_MAC, mac, payload=piece)))
+            for each in sent:
+                if each.port == "wan":
+                    check(each.frame, ip(saddr=outer(net)))
+    assert rig.counters()["drop.LPORT_EXHAUSTED"] == 1
+    assert rig.counters()["drop.FRAGMENT_ORPHAN"] == 1
+    assert rig.counters().get("FORWARDED", 0) == 0
 
 
 def test_a_reload_keeps_conns_and_takes_away_services(net: Net) -> None:

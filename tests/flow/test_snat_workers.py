@@ -6,7 +6,9 @@ from itertools import cycle, product
 
 import pytest
 
+from tests.flow.fragmenting import cut
 from tests.flow.kit import (
+    DEST2_MAC,
     DEST_MAC,
     LAN_MAC,
     ROUTER_MAC,
@@ -75,7 +77,8 @@ def test_snat_from_anywhere(net: Net) -> None:
         seen = site.lan(net.dest, remote, segment(cport, 443, flags="S")).find(Tcp)
         assert isinstance(seen, Tcp)
         flows.append((remote, cport, seen.sport))
-    assert len({(remote, lport) for remote, _, lport in flows}) == len(flows)
+    # What is towards one endpoint is one worker's, which has all ports: each is kept.
+    assert all(lport == cport for _, cport, lport in flows)
     assert sum(site.conns()) == len(flows)
     assert 0 not in site.conns()
     for worker in range(COUNT):
@@ -86,6 +89,38 @@ def test_snat_from_anywhere(net: Net) -> None:
             assert not [m for m in (ip(daddr=net.dest), tcp(dport=cport)) if m.match(back)]
             site.lan(net.dest, remote, segment(cport, 443, b"more", flags="PA"))
     assert sum(site.conns()) == len(flows)
+
+
+def test_fragments_from_anywhere(net: Net) -> None:
+    """As the kernel steers them, one worker reads them all; that of the conn has to get them."""
+    site = Site(net, snat(net, "udp"))
+    for number, remote in enumerate(remotes(net, 6)):
+        there = packet(net.dest, remote, datagram(4000, 53, bytes(2000)))
+        back = packet(remote, laddr(net), datagram(53, 4000, bytes(2000)))
+        for raw, port, macs, seen in (
+            (there, "lan", (LAN_MAC, DEST_MAC), ip(saddr=laddr(net), daddr=remote)),
+            (back, "wan", (WAN_MAC, ROUTER_MAC), ip(saddr=remote, daddr=net.dest)),
+        ):
+            for piece in cut(raw, 1200, ident=number):
+                sent = site.workers.receive(0, port, vnet(eth(*macs, payload=piece)))
+                assert len(sent) == 1, site.workers.counters()
+                check(sent[0].frame, seen)
+    assert sum(site.conns()) == 6
+    assert 0 not in site.conns()
+    assert "FORWARDED" not in site.workers.counters()
+
+
+def test_fragments_for_a_cache_from_anywhere(net: Net) -> None:
+    service: Line = {"kind": "service", "name": "cache", "proto": "udp", "fwdmode": "nat"}
+    client = f"{net.dest2}/{32 if net.af == 4 else 128}"
+    service |= {"match": {"dport": 80, "src": [client]}, "scheduler": "rr"}
+    site = Site(net, service, {"kind": "dest", "service": "cache", "daddr": net.dest})
+    for number, remote in enumerate(remotes(net, 6)):
+        for piece in cut(packet(net.dest2, remote, datagram(4000 + number, 80, bytes(2000))), 1200):
+            frame = vnet(eth(LAN_MAC, DEST2_MAC, payload=piece))
+            sent = site.workers.receive(0, "lan", frame)
+            assert len(sent) == 1, site.workers.counters()
+            check(sent[0].frame, ip(saddr=net.dest2, daddr=net.dest))
 
 
 def test_errors_from_anywhere(net: Net) -> None:

@@ -12,8 +12,9 @@ from tunlb.hook import Verdict
 from tunlb.mailbox import Mailbox, open_mailbox
 from tunlb.netif import Netif
 from tunlb.outbox import PLAIN_VNET
-from tunlb.packet import Packet
-from tunlb.tap import BURST_FRAMES, SHADOW, Drain
+from tunlb.packet import CUT, Packet
+from tunlb.pipeline.host import SHADOW
+from tunlb.tap import BURST_FRAMES, Drain
 from tunlb.wire.vnet import GSO_TCPV4, GSO_UDP_L4
 
 GROUP = b"\x33\x33\0\0\0\1"
@@ -149,24 +150,123 @@ def test_what_goes_to_the_host_is_there_once(site: Site) -> None:
     assert "HOST_MIRRORED" not in site.counters.snapshot()
 
 
-def test_a_mirrored_frame_is_handed_over(site: Site) -> None:
+@pytest.fixture
+def two(site: Site) -> Iterator[tuple[Site, Drain]]:
+    """The site as worker 0 has it, which hands all frames to worker 1, and that one's drain."""
     boxes = [open_mailbox() for _ in range(2)]
-    mailbox = Mailbox(boxes[0][0], [writer for _, writer in boxes], site.counters)
-    site.drain.mailbox = mailbox
+    writers = [writer for _, writer in boxes]
+    site.drain.mailbox = Mailbox(boxes[0][0], writers, site.counters)
     site.mirrored()
 
-    def act(pkt: Packet) -> int:
+    def hand_over(pkt: Packet) -> int:
         pkt.owner = 1
         return Verdict.STOLEN
 
-    site.director.act = act
+    owner = ScriptedDirector(site.counters, site.act)
+    vlan = Netif(7, "vlan", site.port.netif.mac, vid=5, queue=0)
+    owner.neighs.netifs = {(0, 0): site.port.netif, (0, 5): vlan}
+    other = Drain(owner, site.drain.ports, never)
+    other.mailbox = Mailbox(boxes[1][0], [], site.counters)
+    site.director.act = hand_over
+    yield site, other
+    for mailbox in (site.drain.mailbox, other.mailbox):
+        mailbox.close()
+
+
+@pytest.mark.parametrize("verdict", [Verdict.DROP, Verdict.ACCEPT, Verdict.STOLEN])
+def test_a_frame_that_is_handed_over_is_shown_by_its_owner(
+    two: tuple[Site, Drain], verdict: Verdict
+) -> None:
+    site, other = two
+    site.verdict, site.oif = verdict, site.other.netif
     site.port.send(site.mac + PEER + REST)
     site.drain.run(site.port.port, 0)
     assert site.counters.snapshot()["HANDED_OVER"] == 1
+    assert site.host.received() == []
+    assert other.take_mail(0) == 1
+    assert site.host.received() == [PLAIN_VNET + shadow(site) + PEER + REST]
+    assert len(site.other.received()) == (verdict == Verdict.ACCEPT)
+
+
+def test_one_that_its_owner_passes_on_is_there_once(two: tuple[Site, Drain]) -> None:
+    site, other = two
+    site.verdict, site.oif = Verdict.ACCEPT, site.port.netif.host
+    site.port.send(site.mac + PEER + REST)
+    site.drain.run(site.port.port, 0)
+    other.take_mail(0)
     assert len(site.host.received()) == 1
-    mailbox.close()
-    other = Mailbox(boxes[1][0], [], site.counters)
-    other.close()
+    assert "HOST_MIRRORED" not in site.counters.snapshot()
+
+
+def test_one_that_cannot_be_handed_over_is_shown_where_it_was_read(
+    two: tuple[Site, Drain],
+) -> None:
+    site, _ = two
+    while "drop.HANDOVER_FULL" not in site.counters.snapshot():
+        site.port.send(site.mac + PEER + bytes(60_000))
+        site.drain.run(site.port.port, 0)
+    assert len(site.host.received()) == 1
+    assert site.counters.snapshot()["HOST_MIRRORED"] == 1
+
+
+def test_two_workers_do_not_play_ball_with_a_mirrored_frame(two: tuple[Site, Drain]) -> None:
+    site, other = two
+    other.director.act = site.director.act  # type: ignore[attr-defined]
+    site.port.send(site.mac + PEER + REST)
+    site.drain.run(site.port.port, 0)
+    assert other.take_mail(0) == 1
+    assert site.counters.snapshot()["drop.UNKNOWN"] == 1
+    assert site.counters.snapshot()["HANDED_OVER"] == 1
+    assert len(site.host.received()) == 1
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_handed_over_frame_is_shown_with_its_tag(two: tuple[Site, Drain], partial: bool) -> None:
+    site, other = two
+
+    def untag(pkt: Packet) -> int:
+        pkt.iif = other.director.neighs.netifs[0, 5]
+        if partial:
+            pkt.csum_start, pkt.csum_offset = pkt.start + 34, 6
+        pkt.owner = 1
+        return Verdict.STOLEN
+
+    site.director.act = untag
+    site.port.send(site.mac + PEER + REST)
+    site.drain.run(site.port.port, 0)
+    other.take_mail(0)
+    words = (46, 0, 38, 6) if partial else (0, 0, 0, 0)
+    header = bytes([partial, 0]) + b"".join(word.to_bytes(2, "little") for word in words)
+    assert site.host.received() == [header + shadow(site) + PEER + b"\x81\0\0\5" + REST]
+
+
+class Cutting(ScriptedDirector):
+    """Sends each frame in three segments, by ``to``."""
+
+    to: Netif
+    left = 3
+
+    def segment(self, pkt: Packet, now: int) -> int:
+        self.left -= 1
+        pkt.oif = self.to
+        return Verdict.ACCEPT if self.left >= 0 else -1
+
+
+def test_a_mirrored_frame_is_cut(site: Site) -> None:
+    """What a tunnel wraps leaves in segments, and is shown whole."""
+    site.mirrored()
+
+    def act(pkt: Packet) -> int:
+        pkt.owner = CUT
+        return Verdict.STOLEN
+
+    director = Cutting(site.counters, act)
+    director.to = site.other.netif
+    drain = Drain(director, site.drain.ports, never)
+    site.port.send(site.mac + PEER + REST)
+    drain.run(site.port.port, 0)
+    assert len(site.other.received()) == 3
+    assert len(site.host.received()) == 1
 
 
 @pytest.mark.parametrize("length", [0, 5, 13])

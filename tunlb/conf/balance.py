@@ -29,13 +29,14 @@ def check(problems: Problems, parsed: Parsed, network: Network) -> None:
         for line, service in services
         if service.vaddr is not None
     }
-    taken = Spans(_taken(network, vips))
+    taken = Spans(_taken(network, vips, alone=False))
+    taken_alone = Spans(_taken(network, vips, alone=True))
     whole_ports = parsed.whole("port")
     for line, service in services:
         _vip(problems, network, line, service)
         if whole_ports:
             _covered(problems, network, line, service)
-        _laddrs(problems, taken, line, service)
+        _laddrs(problems, taken if service.fwdmode == "snat" else taken_alone, line, service)
         synproxy.check(problems, line, service)
         _fallback(problems, line, service)
     laddrs = Spans(
@@ -43,6 +44,7 @@ def check(problems: Problems, parsed: Parsed, network: Network) -> None:
         for line, service in services
         for span in service.laddrs
     )
+    _sharing(problems, services)
     _Dests(problems, parsed, network, vips, laddrs, services).check()
     client_ip.check(problems, parsed)
     policy.check(problems, parsed)
@@ -72,10 +74,35 @@ def _vports(problems: Problems, services: list[tuple[int, ServiceLine]]) -> None
             problems.add(line, "$.vport", message, hint="each port belongs to one service")
 
 
-def _taken(network: Network, vips: dict[IPAddress, str]) -> Iterator[tuple[AddressRange, str]]:
+def _taken(
+    network: Network, vips: dict[IPAddress, str], *, alone: bool
+) -> Iterator[tuple[AddressRange, str]]:
+    """What may be no laddr. Not `alone`: with snat, a port's own address may, where no host beside
+    the port speaks from it as well.
+    """
+    hosted = {address for addresses in network.hosts.values() for address in addresses}
     for addresses, word in ((network.own, ""), (network.host, ""), (vips, "vaddr of ")):
         for address, where in addresses.items():
-            yield AddressRange(address, address), f"{address} is the {word}{where}"
+            if alone or addresses is not network.own or address in hosted:
+                yield AddressRange(address, address), f"{address} is the {word}{where}"
+
+
+def _sharing(problems: Problems, services: list[tuple[int, ServiceLine]]) -> None:
+    """What answers to an address of snat is its remote endpoint's worker's, and what answers to a
+    laddr of fnat is the lport's.
+    """
+    shared = Spans(
+        (span, f"inside hosts of {_named(line, service)} go out by it")
+        for line, service in services
+        if service.fwdmode == "snat"
+        for span in service.laddrs
+    )
+    for line, service in services:
+        for index, span in enumerate(service.laddrs):
+            other = shared.touching(span) if service.fwdmode != "snat" else None
+            if other:
+                hint = "give fnat and snat addresses of their own"
+                problems.add(line, f"$.laddrs[{index}]", other, hint=hint)
 
 
 def _vip(problems: Problems, network: Network, line: int, service: ServiceLine) -> None:

@@ -13,7 +13,7 @@ from tunlb.conf.values import IPAddress
 
 def check_ports(problems: Problems, ports: list[tuple[int, Port]]) -> None:
     """A host is a device of its own."""
-    lines = {port.name: line for line, port in ports}
+    lines = {name: line for line, port in ports for name, _ in port.subports()}
     hosts: dict[str, int] = {}
     for line, port in ports:
         if port.host is None:

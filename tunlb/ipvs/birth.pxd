@@ -28,6 +28,7 @@ cdef class Birth:
     cdef public bint defence_tcp, defence_udp
 
     cdef int schedule(self, Packet pkt, Protocol protocol, long long now) except -1
+    cdef Service matching(self, Packet pkt)
     cdef int _proven(
         self, Packet pkt, Service service, SynPolicy policy, Protocol protocol, long long now) except -1
     cdef int _open(

@@ -22,7 +22,7 @@ from tunlb.ipvs.synproxy import SynProxy
 from tunlb.ipvs.transmit import Transmit
 from tunlb.netif import VIP, Addresses
 from tunlb.packet import IPPROTO_TCP, IPPROTO_UDP, Packet
-from tunlb.wire.icmp import ERR_PORT_UNREACHABLE, ERR_TIME_EXCEEDED
+from tunlb.wire.icmp import ERR_HOST_UNREACHABLE, ERR_PORT_UNREACHABLE, ERR_TIME_EXCEEDED
 
 if cython.compiled:
     from cython.cimports.tunlb.ipvs import client_address, ops, resets
@@ -50,6 +50,7 @@ _NO_DEST = cython.declare(cython.int, DropReason.NO_DEST)
 _SERVICE_FULL = cython.declare(cython.int, DropReason.SERVICE_FULL)
 _MARTIAN = cython.declare(cython.int, DropReason.MARTIAN)
 _ERR_TTL = cython.declare(cython.int, ERR_TIME_EXCEEDED)
+_ERR_HOST = cython.declare(cython.int, ERR_HOST_UNREACHABLE)
 _ERR_PORT = cython.declare(cython.int, ERR_PORT_UNREACHABLE)
 _SYNPROXY_ON = cython.declare(cython.int, Event.SYNPROXY_ON)
 _CONN_BYPASSED = cython.declare(cython.int, Event.CONN_BYPASSED)
@@ -96,20 +97,8 @@ class Birth:
                 return _DROP
             if pkt.neigh != 0:
                 return _ACCEPT
-        if service is None and self.matches is not None:
-            service = self.matches.find(
-                self.addresses,
-                self.transmit.routes,
-                pkt.iif,
-                pkt.af,
-                pkt.proto,
-                pkt.saddr_hi,
-                pkt.saddr,
-                pkt.sport,
-                pkt.daddr_hi,
-                pkt.daddr,
-                pkt.dport,
-            )
+        if service is None:
+            service = self.matching(pkt)
         if service is None:
             if pkt.proto == _TCP and self.defence_tcp:
                 if self.addresses.kind(pkt.daddr_hi, pkt.daddr) == _VIP:
@@ -130,6 +119,24 @@ class Birth:
         if not (service.fallback and protocol.resumes(pkt)):
             return pkt.drop(protocol.refusal)
         return self._open(pkt, service, protocol, now, -1, True)
+
+    def matching(self, pkt: Packet) -> Service | None:
+        """The service without a vaddr that takes a packet like this, which none with one does."""
+        if self.matches is None:
+            return None
+        return self.matches.find(
+            self.addresses,
+            self.transmit.routes,
+            pkt.iif,
+            pkt.af,
+            pkt.proto,
+            pkt.saddr_hi,
+            pkt.saddr,
+            pkt.sport,
+            pkt.daddr_hi,
+            pkt.daddr,
+            pkt.dport,
+        )
 
     def _proven(
         self,
@@ -206,7 +213,8 @@ class Birth:
         if dest is None:
             return icmp.refuse(pkt, _NO_DEST, _ERR_PORT, 0)
         if row < 0:
-            return _DROP
+            # An inside host has no other way out than this one (RFC 6888, REQ-8).
+            return icmp.refuse(pkt, pkt.reason, _ERR_HOST, 0) if service.snat else _DROP
         if template >= 0:
             self.persistence.hold(row, template)
         if service.remembers:

@@ -7,7 +7,6 @@ from tunlb.ipvs.datagrams cimport Datagram, Datagrams
 from tunlb.ipvs.dest cimport Dest
 from tunlb.ipvs.mode cimport Mode
 from tunlb.ipvs.service cimport Service
-from tunlb.ipvs.sharding cimport Sharding
 from tunlb.ipvs.transmit cimport Transmit
 from tunlb.netif cimport Netif
 from tunlb.outbox cimport Outbox

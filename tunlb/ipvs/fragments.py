@@ -34,7 +34,6 @@ from tunlb.ipvs.datagrams import LENGTH_MAX, Datagram, Datagrams
 from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.mode import Mode
 from tunlb.ipvs.service import Service
-from tunlb.ipvs.sharding import Sharding
 from tunlb.ipvs.transmit import Transmit
 from tunlb.netif import Netif
 from tunlb.outbox import Outbox, copy_of
@@ -329,23 +328,13 @@ class Fragments:
         for local input or the next router.
         """
         ipvs = self.ipvs
-        sharding: Sharding | None = ipvs.sharding
-        if sharding is not None and ipvs._elsewhere(
-            pkt,
-            sharding.owner(
-                ipvs.addresses,
-                pkt.saddr_hi,
-                pkt.saddr,
-                pkt.sport,
-                pkt.daddr_hi,
-                pkt.daddr,
-                pkt.dport,
-            ),
-        ):
+        if ipvs._elsewhere(pkt, ipvs._owner(pkt)):
             return _STOLEN
         service: Service | None = ipvs.birth.services.lookup(
             pkt.proto, pkt.daddr_hi, pkt.daddr, pkt.dport
         )
+        if service is None:
+            service = ipvs.birth.matching(pkt)
         return _STOP if service is None else pkt.drop(_ORPHAN)
 
     # -- those that came too early

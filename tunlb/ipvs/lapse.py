@@ -113,6 +113,32 @@ class Lapse:
             row = self._piece(row, now)
             yield
 
+    def withdraw(self, laddrs: set[tuple[int, int]]) -> Iterator[None]:
+        """End the conns that speak from ``laddrs``, which are ours no more, in pieces: nobody would
+        bring us the answers.
+        """
+        row = 0
+        while laddrs and row < self.conns.fresh:
+            row = self._withdraw_piece(row, laddrs)
+            yield
+
+    def _withdraw_piece(self, row: cython.int, laddrs: set[tuple[int, int]]) -> cython.int:
+        conns = self.conns
+        last: cython.int = min(row + SWEEP_ROWS, conns.fresh)
+        at: cython.longlong
+        while row < last:
+            at = row * 16
+            # With nat and dr it is the client's own address, which can be none of ours.
+            if (
+                conns.valid(row)
+                and not conns.h[row * 64 + _H_FLAGS] & _TEMPLATE
+                and (conns.q[at + 6], conns.q[at + 7]) in laddrs
+            ):
+                self.life.end(row)
+                self.counters.add(_CONN_ENDED, 1)
+            row += 1
+        return row
+
     def _piece(self, row: cython.int, now: cython.longlong) -> cython.int:
         """From ``row`` on; where the next piece begins."""
         last: cython.int = min(row + SWEEP_ROWS, self.conns.fresh)

@@ -38,9 +38,9 @@ cdef class Life:
     @cython.locals(conns=ConnTable)
     cdef Mode begin(self, long long row, Packet pkt, Dest dest)
     @cython.locals(conns=ConnTable)
-    cdef bint _recycle_lport(self, long long row, Service service, Dest dest) except -1
+    cdef bint _recycle_lport(self, long long row, Service service, Dest dest, long long now) except -1
     @cython.locals(conns=ConnTable)
-    cdef bint _recycle(self, long long entry, Protocol protocol) except -1
+    cdef bint _recycle(self, long long entry, Protocol protocol, long long now) except -1
     cpdef end(self, long long row)
     @cython.locals(conns=ConnTable)
     cdef _end_template(self, long long row)

@@ -51,7 +51,8 @@ else:
     from tunlb.ipvs import rewrite
 
 EVICT_SCAN = 1024  #: rows looked at to find one to evict when the table is full
-RECYCLE_SCAN = 64  #: lports looked at to find one of a closing conn when a pool is full
+RECYCLE_SCAN = 64  #: lports looked at to find one that may be had when a pool is full
+RECYCLE_IDLE_MS = 30_000  #: how long a datagram's or a ping's conn was unseen that gives way
 
 _CLOSING = cython.declare(cython.int, CLOSING)
 _HALF_OPEN = cython.declare(cython.int, HALF_OPEN)
@@ -62,6 +63,7 @@ _MSS = cython.declare(cython.int, MSS)
 _TEMPLATE = cython.declare(cython.int, TEMPLATE)
 _CONTROLLED = cython.declare(cython.int, CONTROLLED)
 _PERSISTENT = cython.declare(cython.int, TEMPLATE | CONTROLLED)
+_RECYCLE_IDLE = cython.declare(cython.longlong, RECYCLE_IDLE_MS)
 _CARED_FOR = cython.declare(cython.int, TEMPLATE | RESETS)
 _TEMPLATE_FLAGS = cython.declare(cython.int, TEMPLATE | ONEWAY)
 _TEMPLATE_PROTO = cython.declare(cython.int, TEMPLATE_PROTO)
@@ -158,7 +160,7 @@ class Life:
             return -1
         mode: Mode = self.begin(row, pkt, dest)
         reason: cython.int = mode.bind(conns, row, service, dest, now)
-        if reason == _LPORT_EXHAUSTED and self._recycle_lport(row, service, dest):
+        if reason == _LPORT_EXHAUSTED and self._recycle_lport(row, service, dest, now):
             reason = mode.bind(conns, row, service, dest, now)
         if reason == 0:
             if service.mss_clamp != 0:
@@ -207,9 +209,11 @@ class Life:
         mode: Mode = self.modes[dest.fwdmode]
         return mode
 
-    def _recycle_lport(self, row: cython.longlong, service: Service, dest: Dest) -> cython.bint:
-        """Every lport towards the dest is taken: end a conn that is closing, taken longest ago, for
-        its port.
+    def _recycle_lport(
+        self, row: cython.longlong, service: Service, dest: Dest, now: cython.longlong
+    ) -> cython.bint:
+        """Every lport towards the dest is taken: end a conn for its port that is closing, or one
+        without a beginning and an end (UDP, a ping) that is idle.
         """
         conns = self.conns
         dport: cython.uint = (
@@ -224,7 +228,7 @@ class Life:
         if dest.fwdmode == _FWD_SNAT:
             mode: Mode = self.modes[_FWD_SNAT]
             for at in range(RECYCLE_SCAN):
-                if self._recycle(mode.rival(conns, row, service, at), protocol):
+                if self._recycle(mode.rival(conns, row, service, at), protocol, now):
                     return True
             return False
         for hi, lo in service.laddrs_of(dest.af):
@@ -232,15 +236,22 @@ class Life:
             for _ in range(RECYCLE_SCAN):
                 lport = pool.next_victim()
                 entry = conns.find(dest.daddr_hi, dest.daddr, hi, lo, (dport << 16) | lport, proto)
-                if self._recycle(entry, protocol):
+                if self._recycle(entry, protocol, now):
                     return True
         return False
 
-    def _recycle(self, entry: cython.longlong, protocol: Protocol) -> cython.bint:
-        """End this conn, if there is one and it is closing."""
-        if entry < 0 or protocol.kind(self.conns.b[(entry >> 1) * 128 + _B_STATE]) != _CLOSING:
+    def _recycle(
+        self, entry: cython.longlong, protocol: Protocol, now: cython.longlong
+    ) -> cython.bint:
+        """End this conn, if there is one and it is closing or idle."""
+        if entry < 0:
             return False
-        self.end(entry >> 1)
+        row: cython.longlong = entry >> 1
+        kind: cython.int = protocol.kind(self.conns.b[row * 128 + _B_STATE])
+        age: cython.longlong = (now - self.conns.d[row * 32 + _D_LAST_SEEN]) & _MASK32
+        if kind != _CLOSING and not (kind == _IDLE and age >= _RECYCLE_IDLE):
+            return False
+        self.end(row)
         self.counters.add(Event.LPORT_RECYCLED, 1)
         return True
 

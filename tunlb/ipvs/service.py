@@ -8,7 +8,7 @@ from bisect import bisect_right
 
 import cython
 
-from tunlb.ipvs.dest import FWD_SNAT, KEEP, Carried, Dest
+from tunlb.ipvs.dest import KEEP, Carried, Dest
 from tunlb.ipvs.match import Match
 from tunlb.ipvs.scheduler import Scheduler
 from tunlb.ipvs.synpolicy import HalfOpen, SynPolicy
@@ -94,7 +94,6 @@ class Service:
             dest.service_name = self.name
             dest.mss_clamp = self.mss_clamp
             dest.count_in(None if self.synproxy is None else self.half_open)
-            self.snat = dest.fwdmode == FWD_SNAT
         self.bypass = bypass
         self.dests = dests
         self.scheduler.update(dests)

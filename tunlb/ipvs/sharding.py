@@ -5,7 +5,11 @@ they share is the client's endpoint, or the lport that the worker itself chose::
 
     to a VIP, or an address of a port      the client's endpoint is the source
     to a laddr (fnat: a dest answers)      lport % workers: LportPools hands them out that way
+    to an address that inside hosts share  the remote endpoint is the source
     to anybody else (nat: a dest answers)  the client's endpoint is the destination
+
+With snat what both directions share is the remote endpoint, which a packet from inside is addressed
+to.
 
 The program of tunlb/steering.py computes the same in the kernel, so that a frame is read by its
 owner; a frame that comes to another worker all the same is handed over. Where there are no TCP, UDP

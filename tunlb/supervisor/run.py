@@ -430,7 +430,7 @@ class Supervisor:
 
 
 def steered(configs: Iterable[Config]) -> tuple[set[IPAddress], set[IPAddress]]:
-    """What is ours but no laddr, and the laddrs: of all configurations that may still drain."""
+    """What is ours but no laddr of fnat, and these: of all configurations that may still drain."""
     ours: set[IPAddress] = set()
     laddrs: set[IPAddress] = set()
     for config in configs:

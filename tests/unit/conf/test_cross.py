@@ -170,6 +170,7 @@ GOOD: dict[str, list[Line]] = {
         dest(name="x"),
         dest("10.0.0.12", "x", fwdmode="nat", dport=3128),
     ],
+    "snat by the port's own address": [LB0, snat({"dst": ["0.0.0.0/0"]}, laddrs=["10.0.0.254"])],
     "past everything": [LB0, passing({"src": ["fd09::/16"]}, fwdmode="bypass")],
     "one call at two points": [LB0, hook(), hook(point="local_in")],
     "one source on both lists, of one service and of all": [
@@ -591,6 +592,29 @@ BAD: dict[str, tuple[list[Line], list[tuple[int, str, str]]]] = {
     "snat has no choice to make": (
         [LB0, snat({"dst": ["0.0.0.0/0"]}, scheduler="rr", bypass=True)],
         [(2, "$.scheduler", "snat chooses no dest"), (2, "$.bypass", "beside snat")],
+    ),
+    "snat by what is spoken from already": (
+        [
+            port("lb0", "10.0.0.254/24", host="h0", host_addresses=["10.0.0.1/24"]),
+            service(laddrs=["10.0.0.201"]),
+            snat(
+                {"dst": ["0.0.0.0/0"]},
+                laddrs=["10.0.0.254", "10.0.0.100", "10.0.0.1", "10.0.0.202"],
+            ),
+        ],
+        [
+            (3, "$.laddrs[0]", '10.0.0.254 is the address of port "lb0" (line 1)'),
+            (3, "$.laddrs[1]", "10.0.0.100 is the vaddr of service"),
+            (3, "$.laddrs[2]", '10.0.0.1 is the host address of port "lb0" (line 1)'),
+        ],
+    ),
+    "one laddr of fnat and snat": (
+        [
+            LB0,
+            service(laddrs=["10.0.0.201", "10.0.0.198-10.0.0.200"]),
+            snat({"dst": ["0.0.0.0/0"]}),
+        ],
+        [(2, "$.laddrs[1]", 'inside hosts of service "x" (line 3) go out by it')],
     ),
     "snat to a vaddr": (
         [LB0, service(fwdmode="snat", laddrs=["10.0.0.200"])],

@@ -69,6 +69,10 @@ BAD: dict[str, tuple[list[dict[str, Any]], tuple[int, str, str]]] = {
         [PORT, OTHER, SERVICE, DEST | {"daddr": "10.1.0.254"}],
         (4, "$.daddr", "is not an address of the host of port"),
     ),
+    "the name of a VLAN": (
+        [PORT | {"host": "lb0.7", "vlans": [{"id": 7, "addresses": ["10.7.0.254/24"]}]}],
+        (1, "$.host", '"lb0.7" is already the name of a device (line 1)'),
+    ),
     "a mapped port": (
         [PORT, SERVICE, DEST | {"dport": 8080}],
         (3, "$.dport", "local cannot map ports"),

@@ -5,7 +5,7 @@ from tunlb.ipvs.mode cimport Mode
 from tunlb.ipvs.service cimport Service
 
 cdef class SourceNat(Mode):
-    cdef public unsigned int step, first, size
+    cdef public unsigned int first, size
 
     cpdef int bind(self, ConnTable conns, long long row, Service service, Dest dest, long long now) except -1
     cpdef long long rival(self, ConnTable conns, long long row, Service service, int at) except? -1

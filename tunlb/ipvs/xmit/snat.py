@@ -8,8 +8,10 @@ laddr:lport serves towards as many remote endpoints as there are rows.
 
 - The laddr is chosen by the inside host's address: a host keeps it (RFC 4787 REQ-2, "paired").
 - The host's own port is kept where it is free (so a resolver's random ports stay random), else
-  PROBES others are tried, in an order that a secret hash of the flow gives.
-- With several workers an lport names the worker, as with fnat (see ipvs/sharding.py).
+  PROBES others are tried, in an order that a secret hash of the host's endpoint gives. So an
+  endpoint looks the same from everywhere, but where another host was first (RFC 4787 REQ-1).
+- A worker has all ports: everything towards one remote endpoint is one worker's, in both directions
+  (see ipvs/sharding.py).
 - A ping has its identifier for a port: two hosts that ping the same address with the same
   identifier get different ones outside.
 """
@@ -25,11 +27,14 @@ from tunlb.ipvs.laddr import FIRST_PORT, LAST_PORT, LportPools
 from tunlb.ipvs.mode import Mode
 from tunlb.ipvs.service import Service
 
-PROBES = 128  #: lports tried on each laddr
+PROBES = 128  #: lports tried on a host's laddr, on each further one half as many, but
+PROBES_MIN = 8
+LADDRS_TRIED = 16  #: of a service
 
 _EXHAUSTED = cython.declare(cython.int, DropReason.LPORT_EXHAUSTED)
 _PROBES = cython.declare(cython.int, PROBES)
-_LAST_PORT = cython.declare(cython.uint, LAST_PORT)
+_PROBES_MIN = cython.declare(cython.int, PROBES_MIN)
+_LADDRS_TRIED = cython.declare(cython.int, LADDRS_TRIED)
 _B_AF = cython.declare(cython.longlong, B_AF)
 _B_PROTO = cython.declare(cython.longlong, B_PROTO)
 _D_PORTS = cython.declare(cython.longlong, D_PORTS)
@@ -38,15 +43,14 @@ _MASK64 = cython.declare(cython.ulonglong, 0xFFFFFFFFFFFFFFFF)
 
 
 class SourceNat(Mode):
-    """Ports FIRST_PORT..LAST_PORT that are congruent to the worker's number."""
+    """``size`` ports from ``first`` on."""
 
     number = FWD_SNAT
 
     def __init__(self, pools: LportPools) -> None:
         super().__init__(pools)
-        self.step = pools.step
-        self.first = FIRST_PORT + (pools.residue - FIRST_PORT) % pools.step
-        self.size = (LAST_PORT - self.first) // pools.step + 1
+        self.first = FIRST_PORT
+        self.size = LAST_PORT - FIRST_PORT + 1
 
     def bind(
         self,
@@ -61,20 +65,22 @@ class SourceNat(Mode):
         chance: cython.uint = self.chance(conns, row)
         start: cython.int = self.paired(conns, row, n)
         lport: cython.uint
+        probes: cython.int = _PROBES
         probe: cython.int
         laddr_hi: cython.ulonglong
         laddr: cython.ulonglong
         i: cython.int
-        for i in range(n):
+        for i in range(min(n, _LADDRS_TRIED)):
             laddr_hi, laddr = service.laddrs[(start + i) % n]
             if self.ours(cport) and self.holder(conns, row, laddr_hi, laddr, cport) < 0:
                 self.take(conns, row, laddr_hi, laddr, cport)
                 return 0
-            for probe in range(_PROBES):
+            for probe in range(probes):
                 lport = self.candidate(chance, probe)
                 if self.holder(conns, row, laddr_hi, laddr, lport) < 0:
                     self.take(conns, row, laddr_hi, laddr, lport)
                     return 0
+            probes = max(probes >> 1, _PROBES_MIN)
         return _EXHAUSTED
 
     def rival(
@@ -88,7 +94,7 @@ class SourceNat(Mode):
         return self.holder(conns, row, laddr_hi, laddr, lport)
 
     def rebind(self, conns: ConnTable, row: cython.longlong) -> cython.bint:
-        """Nothing to take but the key, which ConnTable.adopt does; the lport must be ours."""
+        """Nothing to take but the key, which ConnTable.adopt does."""
         return self.ours(conns.d[row * 32 + _D_PORTS + 1] & 0xFFFF)
 
     def fits(self, conns: ConnTable, row: cython.longlong, dest: Dest) -> cython.bint:
@@ -108,27 +114,25 @@ class SourceNat(Mode):
         return high % n
 
     def ours(self, lport: cython.uint) -> cython.bint:
-        if lport < self.first or lport > _LAST_PORT:
-            return False
-        return (lport - self.first) % self.step == 0
+        return self.first <= lport < self.first + self.size
 
     def chance(self, conns: ConnTable, row: cython.longlong) -> cython.uint:
-        """A secret hash of the flow: who is outside cannot foretell an lport by it."""
+        """A secret hash of the host's endpoint: who is outside cannot foretell an lport by it."""
         at: cython.longlong = row * 16
         return conns.hash_tuple(
             conns.q[at],
             conns.q[at + 1],
-            conns.q[at + 2],
-            conns.q[at + 3],
-            conns.d[row * 32 + _D_PORTS],
+            0,
+            0,
+            conns.d[row * 32 + _D_PORTS] >> 16,
             conns.b[row * 128 + _B_PROTO],
         )
 
     def candidate(self, chance: cython.uint, probe: cython.int) -> cython.uint:
-        """The port to try ``probe``-th; the step between two of a flow is the flow's own."""
+        """The port to try ``probe``-th; the step between two is the host's endpoint's own."""
         at: cython.ulonglong = chance
         at = at + probe * ((at >> 5) | 1)
-        return self.first + (at % self.size) * self.step
+        return self.first + at % self.size
 
     def holder(
         self,
