@@ -94,6 +94,33 @@ def test_the_backup_is_unplugged_and_nothing_happens(lab: LabFactory) -> None:
     assert serves(made)
 
 
+def test_a_start_with_one_cable(lab: LabFactory) -> None:
+    """Nobody says that a link is down which always was."""
+    made = lab("one-arm")
+    two_cables(made)
+    unplug(made, 0)
+    tunlb = made.start_tunlb(bonded(made))
+    assert failover(tunlb, 0) == ("lb0", "lb1")
+    assert serves(made)
+
+
+def test_a_link_that_flaps(lab: LabFactory) -> None:
+    """However often, at the end frames leave by the device that carries."""
+    made = lab("one-arm")
+    two_cables(made)
+    tunlb = made.start_tunlb(bonded(made, 2))
+    with clients.connection(made.client, made.topology.vips.v4, 7) as conn:
+        for _ in range(10):
+            unplug(made, 0)
+            plug(made, 0)
+        assert conn.echo(b"up") == b"up"
+        for _ in range(10):
+            plug(made, 0)
+            unplug(made, 0)
+        assert conn.echo(b"down") == b"down"
+        assert failover(tunlb, 0) == ("lb0", "lb1")
+
+
 def test_a_worker_that_dies_after_a_failover(lab: LabFactory) -> None:
     """Its successor knows which device is the active one."""
     made = lab("one-arm")

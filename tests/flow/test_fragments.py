@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import random
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from tests.flow.kit import (
     DEST_MAC,
     LAN_MAC,
     ROUTER_MAC,
+    V6,
     WAN_MAC,
     Net,
     Rig,
@@ -25,8 +28,8 @@ from tests.flow.kit import (
     text,
 )
 from tunlb.hook import Hook, Point, Verdict
-from tunlb.ipvs.datagrams import DATAGRAMS, LIFE_MS
-from tunlb.ipvs.fragments import HELD_EACH, HELD_MAX, HOLD_MS
+from tunlb.ipvs.datagrams import DATAGRAMS, LIFE_MS, REUSE_MS
+from tunlb.ipvs.fragments import HELD_BYTES, HELD_EACH, HELD_MAX, HELD_SOURCE, HOLD_MS
 from tunlb.packet import Packet
 from tunlb.testing.checkers import check, ether, ip, udp
 from tunlb.testing.flow import Sent
@@ -188,18 +191,32 @@ def test_the_mtu_is_each_fragments_own(net: Net) -> None:
 # ---- what is refused ----------------------------------------------------------------------------
 
 
-def raw(net: Net, at: int, size: int, more: bool, ident: int = 7, proto: int = 17) -> bytes:
+def raw(
+    net: Net,
+    at: int,
+    size: int,
+    more: bool,
+    ident: int = 7,
+    proto: int = 17,
+    src: str = "",
+) -> bytes:
     """A fragment of zeros, or with ports when it is a first one."""
+    src = src or net.remote
     body = (b"\x9c\x40\x00\x50" + bytes(size))[:size] if at == 0 else bytes(size)
     if net.af == 4:
         fields: dict[str, Any] = {"df": False, "mf": more, "fragment": at, "ident": ident}
-        whole = packet(net.remote, net.vip, body, proto=proto, **fields)
-        if at + size > 65535:
-            pass  # the offset field takes it
+        whole = packet(src, net.vip, body, proto=proto, **fields)
     else:
         head = (at | more).to_bytes(2, "big") + ident.to_bytes(4, "big")
-        whole = packet(net.remote, net.vip, body, proto=proto, extensions=((44, b"\0" + head),))
+        whole = packet(src, net.vip, body, proto=proto, extensions=((44, b"\0" + head),))
     return framed(whole, WAN_MAC, ROUTER_MAC)
+
+
+def source(net: Net, number: int) -> str:
+    """One of many clients behind the router, each a subscriber of its own."""
+    if net.af == 4:
+        return str(ip_address("100.64.0.0") + number)
+    return str(ip_address("2001:db8:1::1") + (number << 64))
 
 
 @pytest.mark.parametrize(
@@ -258,6 +275,89 @@ def test_a_number_is_used_again(net: Net) -> None:
     seen_by_dest(net, rig.send("wan", upward(net)), "nat")
 
 
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_number_is_used_again_after_a_loss(net: Net, lost: int) -> None:
+    """A sender in a hurry has been through all numbers after a second or two (RFC 4963)."""
+    rig = Rig(balanced(net, "udp", "nat"))
+    some = [part for n, part in enumerate(upward(net, bytes(3000))) if n != lost]
+    rig.send("wan", some)
+    rig.advance(REUSE_MS)
+    dropped(rig, "wan", some[0], "FRAGMENT_OVERLAP")
+    rig.advance(1, 1)
+    seen_by_dest(net, rig.send("wan", upward(net)), "nat")
+
+
+def test_a_number_is_used_again_after_a_contradiction(net: Net) -> None:
+    rig = Rig(balanced(net, "udp", "nat"))
+    first, second, third = upward(net, ident=7)
+    rig.send("wan", [first, second])
+    dropped(rig, "wan", raw(net, 2872, 16, True), "FRAGMENT_OVERLAP")
+    rig.advance(REUSE_MS + 1)
+    dropped(rig, "wan", third, "FRAGMENT_OVERLAP")
+    seen_by_dest(net, rig.send("wan", [first, second, third]), "nat")
+
+
+@pytest.mark.parametrize("extension", [(), ((60, b"\0" + bytes(6)),)], ids=["bare", "options"])
+@pytest.mark.parametrize("mode", MODES)
+def test_an_atomic_fragment_is_a_whole_packet(mode: str, extension: Any) -> None:
+    """RFC 6946: it has nothing to do with others of its number, which nobody can break by it."""
+    net = V6
+    rig = Rig(balanced(net, "udp", mode))
+    first, second, third = upward(net, ident=7)
+    sent = rig.send("wan", [first])
+    head = bytes(3) + (7).to_bytes(4, "big")
+    extensions = (*extension, (44, head))
+    body = packet(net.remote, net.vip, datagram(CPORT, VPORT, b"atom"), extensions=extensions)
+    atom = rig.send("wan", [framed(body, WAN_MAC, ROUTER_MAC)] * 2)
+    for one in atom:
+        assert check(one.frame, udp(dport=VPORT if mode == "dr" else DPORT)).payload == b"atom"
+    seen_by_dest(net, sent + rig.send("wan", [second, third]), mode)
+    assert not [name for name in rig.counters() if name.startswith("drop")]
+
+
+def test_behind_extension_headers() -> None:
+    """The fragment header is found behind those that every router may look at."""
+    net = V6
+    rig = Rig(balanced(net, "udp", "nat"))
+    whole = datagram(CPORT, VPORT, DATA)
+    at_dest = b""
+    # The checksum is of the datagram, which packet() would not compute for a part.
+    plain = packet(net.remote, net.vip, whole)[40:]
+    for at in range(0, len(plain), 1440):
+        more = at + 1440 < len(plain)
+        head = bytes(1) + (at | more).to_bytes(2, "big") + (7).to_bytes(4, "big")
+        body = packet(
+            net.remote,
+            net.vip,
+            plain[at : at + 1440],
+            proto=17,
+            extensions=((0, b"\0\1\4" + bytes(4)), (60, b"\0\1\4" + bytes(4)), (44, head)),
+        )
+        (sent,) = rig.send("wan", [framed(body, WAN_MAC, ROUTER_MAC)])
+        check(sent.frame, ip(saddr=net.remote, daddr=net.dest, ttl=63))
+        at_dest += sent.frame[10 + 14 + 40 + 24 :]
+    assert at_dest[8:] == DATA
+    assert at_dest[2:4] == DPORT.to_bytes(2, "big")
+    assert rig.counters()["FRAGMENT_LATER"] == 2
+
+
+@pytest.mark.parametrize("proto", [1, 58, 132])
+def test_a_service_of_something_else_drops_them(net: Net, proto: int) -> None:
+    """SCTP's checksum is of all of it, a ping's identifier is in the first one alone."""
+    if proto == (58 if net.af == 4 else 1):
+        proto = 132
+    line = service(net, "sctp" if proto == 132 else "icmp", "fnat")
+    if proto != 132:
+        del line["vport"]
+    to = dest(net)
+    if proto != 132:
+        del to["dport"]
+    rig = Rig(text(*ports(net), default_route(net), *neighbours(net), line, to))
+    for at, more in ((0, True), (64, False)):
+        dropped(rig, "wan", raw(net, at, 64, more, proto=proto), "FRAGMENT")
+    assert rig.director.ipvs.conns.count == 0
+
+
 def test_of_a_first_one_that_was_refused(net: Net) -> None:
     config = text(*ports(net), default_route(net), *neighbours(net), service(net, "udp"))
     rig = Rig(config)  # no dest
@@ -293,17 +393,71 @@ def test_so_many_of_one_datagram_wait(net: Net) -> None:
     dropped(rig, "wan", raw(net, 1440 + 8 * HELD_EACH, 8, True), "FRAGMENT_QUEUE_FULL")
 
 
+def waiting(rig: Rig) -> tuple[int, int]:
+    """How many wait, and their bytes."""
+    fragments = rig.director.protection.fragments
+    return fragments.held, fragments.held_bytes
+
+
+def test_one_source_takes_no_places_of_others(net: Net) -> None:
+    rig = Rig(balanced(net, "udp", "nat"))
+    for n in range(HELD_SOURCE + 10):
+        rig.receive("wan", raw(net, 1440, 8, True, ident=10_000 + n, src=source(net, 1)))
+    assert waiting(rig)[0] == HELD_SOURCE
+    dropped(rig, "wan", raw(net, 1440, 8, True, src=source(net, 1)), "FRAGMENT_QUEUE_FULL")
+    seen_by_dest(net, rig.send("wan", reversed(upward(net))), "nat")
+    rig.advance(HOLD_MS + 250)
+    assert waiting(rig) == (0, 0)
+    verdict, _ = rig.receive("wan", raw(net, 1440, 8, True, src=source(net, 1)))
+    assert verdict == Verdict.STOLEN, "its places are free again"
+
+
 def test_a_flood_of_later_ones_pushes_out_the_oldest(net: Net) -> None:
+    """When it has many sources, true or not."""
     rig = Rig(balanced(net, "udp", "nat"))
     for n in range(3 * HELD_MAX):
-        rig.receive("wan", raw(net, 1440, 8, True, ident=10_000 + n))
-    fragments = rig.director.protection.fragments
-    assert fragments.held == HELD_MAX
+        rig.receive("wan", raw(net, 1440, 8, True, ident=n, src=source(net, n)))
+    assert waiting(rig)[0] == HELD_MAX
     assert rig.counters() == {
         "FRAGMENT_HELD": 3 * HELD_MAX,
         "drop.FRAGMENT_QUEUE_FULL": 2 * HELD_MAX,
     }
     seen_by_dest(net, rig.send("wan", reversed(upward(net))), "nat")
+    rig.advance(HOLD_MS + 250)
+    assert waiting(rig) == (0, 0)
+
+
+def test_so_many_bytes_wait(net: Net) -> None:
+    """Fragments of jumbo frames."""
+    rig = Rig(balanced(net, "udp", "nat"))
+    size = 8960
+    most = 0
+    for n in range(HELD_BYTES // size + 20):
+        rig.receive("wan", raw(net, size, size, True, ident=n, src=source(net, n)))
+        most = max(most, waiting(rig)[1])
+    held, held_bytes = waiting(rig)
+    assert held_bytes <= most <= HELD_BYTES
+    assert HELD_BYTES // (size + 100) <= held < HELD_MAX
+    assert rig.counters()["drop.FRAGMENT_QUEUE_FULL"] == HELD_BYTES // size + 20 - held
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards", "first, then backwards", "shuffled"])
+@pytest.mark.parametrize("mode", MODES)
+def test_as_large_as_a_datagram_may_be(net: Net, mode: str, order: str) -> None:
+    """65,507 bytes of IPv4, and the same of IPv6, in pieces of 1232."""
+    data = bytes(range(251)) * 261
+    data = data[:65507]
+    rig = Rig(balanced(net, "udp", mode))
+    parts = upward(net, data, 1232)
+    assert len(parts) == 54
+    if order == "backwards":
+        parts.reverse()
+    elif order == "first, then backwards":
+        parts = [parts[0], *reversed(parts[1:])]
+    elif order == "shuffled":
+        random.Random(7).shuffle(parts)
+    seen_by_dest(net, rig.send("wan", parts), mode, data)
+    assert not [name for name in rig.counters() if name.startswith("drop")]
 
 
 def test_a_flood_of_first_ones_forgets_the_oldest(net: Net) -> None:
@@ -418,3 +572,50 @@ def test_whoever_reads_them(net: Net, mode: str, backwards: bool) -> None:
         owners |= {n for n, rig in enumerate(workers.rigs) if rig.director.ipvs.conns.count}
     assert owners == {0, 1, 2}
     assert not [name for name in workers.counters() if name.startswith("drop")]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_owner_of_the_conn_is_killed(net: Net, backwards: bool) -> None:
+    """What was on its way is lost, as on any bad wire; the conn, and what comes next, is not."""
+    workers = Workers(balanced(net, "udp", "fnat"), 2)
+    for rig in workers.rigs:
+        rig.advance(3000)
+
+    def parts(ident: int) -> list[bytes]:
+        whole = packet(net.remote, net.vip, datagram(cport, VPORT, DATA))
+        found = [framed(p, WAN_MAC, ROUTER_MAC) for p in cut(whole, ident=ident)]
+        return found[::-1] if backwards else found
+
+    for cport in itertools.count(40000):  # one whose conn is the other worker's
+        for part in parts(cport):
+            workers.receive(0, "wan", part)
+        if workers.rigs[1].director.ipvs.conns.count:
+            break
+    first, second, third = parts(1)
+    workers.receive(0, "wan", first)
+    workers.kill(1)
+    late = workers.receive(0, "wan", second) + workers.receive(0, "wan", third)
+    assert late == [] or backwards
+    workers.advance(2000)
+    assert all(rig.director.protection.fragments.held == 0 for rig in workers.rigs)
+    sent = [one for part in parts(2) for one in workers.receive(0, "wan", part)]
+    seen_by_dest(net, sent, "fnat")
+    assert workers.rigs[1].director.ipvs.conns.count == 1
+    assert "CONN_NEW" not in workers.rigs[1].counters()
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_their_reader_is_killed(net: Net, backwards: bool) -> None:
+    """It alone knew their ports."""
+    workers = Workers(balanced(net, "udp", "nat"), 2)
+    for rig in workers.rigs:
+        rig.advance(3000)
+    first, second, third = upward(net)[::-1] if backwards else upward(net)
+    workers.receive(0, "wan", first)
+    workers.kill(0)
+    workers.receive(0, "wan", second)
+    workers.receive(0, "wan", third)
+    workers.advance(2000)
+    assert all(rig.director.protection.fragments.held == 0 for rig in workers.rigs)
+    sent = [one for part in upward(net, ident=9) for one in workers.receive(0, "wan", part)]
+    seen_by_dest(net, sent, "nat")

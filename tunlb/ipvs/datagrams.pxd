@@ -13,6 +13,7 @@ cdef class Datagram:
 
     cpdef begin(self, int proto, unsigned int ports, long long now)
     cpdef bint complete(self) noexcept
+    cpdef bint over(self, long long now) noexcept
     cpdef int see(self, int start, int end, bint more) except -1
     @cython.locals(spans=list)
     cdef int _place(self, int start, int end) except -1

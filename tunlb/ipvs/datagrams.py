@@ -19,12 +19,14 @@ from tunlb.ipvs.conn import ConnTable
 DATAGRAMS = 4096  #: remembered at a time
 WAYS = 8
 LIFE_MS = 5000  #: from the first fragment to the last
+REUSE_MS = 1000  #: a first fragment that comes again this late is of another datagram
 SPANS = 16  #: pieces that may be seen beyond a gap
 LENGTH_MAX = 65535  #: bytes of a datagram
 
 _SETS = cython.declare(cython.uint, DATAGRAMS // WAYS)
 _WAYS = cython.declare(cython.int, WAYS)
 _LIFE = cython.declare(cython.longlong, LIFE_MS)
+_REUSE = cython.declare(cython.longlong, REUSE_MS)
 _SPANS = cython.declare(cython.int, SPANS)
 _INVALID = cython.declare(cython.int, DropReason.FRAGMENT_INVALID)
 _OVERLAP = cython.declare(cython.int, DropReason.FRAGMENT_OVERLAP)
@@ -60,6 +62,16 @@ class Datagram:
     def complete(self) -> cython.bint:
         return self.done == self.whole
 
+    def over(self, now: cython.longlong) -> cython.bint:
+        """Would one more first fragment be of another datagram, which has the same number?
+
+        A sender of 40,000 datagrams a second begins again with its 65,536 numbers after less than
+        two seconds, whether or not all of the former ones came through (RFC 4963).
+        """
+        if self.complete() and not self.contradicted:
+            return True
+        return now - self.born > _REUSE
+
     def see(self, start: cython.int, end: cython.int, more: cython.bint) -> cython.int:
         """Bytes ``start`` to ``end`` of it, and whether more follow: 0 when they are new and agree
         with what was seen, else a DropReason.
@@ -87,7 +99,7 @@ class Datagram:
         at: cython.int = 0
         while at < len(spans) and spans[at + 1] <= start:
             at += 2
-        # All spans before ``at`` end before it starts.
+        # All spans before ``at`` end before it starts, or where it does.
         if at < len(spans) and spans[at] < end:
             if not (spans[at] <= start and end <= spans[at + 1]):
                 self.contradicted = True
@@ -101,9 +113,18 @@ class Datagram:
                 self.done = spans[1]
                 del spans[:2]
             return 0
-        if len(spans) >= 2 * _SPANS:
+        behind: cython.bint = at > 0 and spans[at - 1] == start
+        before: cython.bint = at < len(spans) and spans[at] == end
+        if behind and before:
+            del spans[at - 1 : at + 1]
+        elif behind:
+            spans[at - 1] = end
+        elif before:
+            spans[at] = start
+        elif len(spans) >= 2 * _SPANS:
             return _INVALID
-        spans[at:at] = [start, end]
+        else:
+            spans[at:at] = [start, end]
         return 0
 
 

@@ -14,7 +14,9 @@ from tunlb.packet cimport Bytes, Packet
 
 cdef class Waiting:
     cdef public long long since
+    cdef public tuple source
     cdef public list frames
+    cdef public long long bytes
 
 @cython.final
 cdef class Fragments:
@@ -25,7 +27,8 @@ cdef class Fragments:
     cdef public bint tracking, transit
     cdef public AclFilter acl
     cdef public int held
-    cdef dict _waiting
+    cdef public long long held_bytes
+    cdef dict _waiting, _sources
     cdef unsigned int _ident
     cdef int _key_proto, _start, _end
     cdef bint _more

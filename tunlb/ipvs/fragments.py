@@ -7,7 +7,7 @@ same. A later fragment takes the ports of its first one, finds the same conn, an
 rewritten, nothing behind the IP header. No datagram is ever put together.
 
 A later fragment that comes before the first is held for at most HOLD_MS, and goes on behind the
-first; who floods us with them only pushes out other late ones. Fragments for our own addresses that
+first. One source has few of the places; who floods us from many only pushes out other late ones. Fragments for our own addresses that
 no service takes are not reassembled either: local input drops them.
 
 Of several workers one reads all fragments of a datagram, which need not be the one that has the
@@ -24,6 +24,7 @@ from tunlb.ipvs.acl import AclFilter
 from tunlb.ipvs.conn import (
     B_FWDMODE,
     D_DEST,
+    D_PORTS,
     H_DELTA,
     H_FLAGS,
     NO_REWRITE,
@@ -47,8 +48,10 @@ else:
     from tunlb.ipvs import rewrite
     from tunlb.wire import vnet
 
-HELD_MAX = 256  #: fragments that wait for their first ones
-HELD_EACH = 16  #: of one datagram
+HELD_MAX = 1024  #: fragments that wait for their first ones
+HELD_BYTES = 2097152
+HELD_SOURCE = 128  #: of one source
+HELD_EACH = 64  #: of one datagram: 64 KB are 54 fragments where the MTU is IPv6' least
 HOLD_MS = 1000
 
 _ACCEPT = cython.declare(cython.int, Verdict.ACCEPT)
@@ -80,18 +83,22 @@ _SEEN_HELD = cython.declare(cython.int, Event.FRAGMENT_HELD)
 # Words of a row, see ipvs/conn.py.
 _B_FWDMODE = cython.declare(cython.longlong, B_FWDMODE)
 _D_DEST = cython.declare(cython.longlong, D_DEST)
+_D_PORTS = cython.declare(cython.longlong, D_PORTS)
 _H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
 _H_DELTA = cython.declare(cython.longlong, H_DELTA)
 
 Key = tuple[int, int, int, int, int, int]
+Source = tuple[int, int]
 
 
 class Waiting:
-    """The later fragments of one datagram whose first has not come, since when (ms)."""
+    """The later fragments of one datagram whose first has not come, since when (ms), and whose."""
 
-    def __init__(self, since: int) -> None:
+    def __init__(self, since: int, source: Source) -> None:
         self.since = since
+        self.source = source
         self.frames: list[tuple[Netif, bytes, int, bool]] = []
+        self.bytes = 0
 
 
 class Fragments:
@@ -111,7 +118,9 @@ class Fragments:
         self.transit = False
         self.acl: AclFilter | None = None
         self.held = 0
+        self.held_bytes = 0
         self._waiting: dict[Key, Waiting] = {}  # oldest first
+        self._sources: dict[Source, int] = {}  # how many of each wait
         # Of the fragment in hand:
         self._ident = 0
         self._key_proto = 0
@@ -210,8 +219,8 @@ class Fragments:
                 now,
             )
             datagram.begin(pkt.proto, ports, now)
-        elif datagram.complete() and not datagram.contradicted:
-            datagram.begin(pkt.proto, ports, now)  # the next one of this number
+        elif datagram.over(now):
+            datagram.begin(pkt.proto, ports, now)
         reason: cython.int = datagram.see(self._start, self._end, self._more)
         if reason != 0:
             return pkt.drop(reason)
@@ -305,9 +314,14 @@ class Fragments:
         return _STOP
 
     def _rewrite(self, pkt: Packet, row: cython.longlong, direction: cython.int) -> None:
-        """Addresses, as rewrite.apply does; what lies behind the IP header is data."""
+        """Addresses, as rewrite.apply does; what lies behind the IP header is data. But the packet
+        says which ports its first one left with: who looks for its conn goes by them.
+        """
         conns = self.ipvs.conns
         q = conns.q
+        ports: cython.uint = conns.d[row * 32 + _D_PORTS + 1 - direction]
+        pkt.sport = ports & 0xFFFF
+        pkt.dport = ports >> 16
         at: cython.longlong = row * 16 + (1 - direction) * 4
         pkt.saddr_hi = q[at + 2]
         pkt.saddr = q[at + 3]
@@ -349,18 +363,30 @@ class Fragments:
             self._key_proto,
         )
 
+    def _source(self, pkt: Packet) -> Source:
+        """Who sent it: an IPv6 /64 is one (see ipvs/rates.py)."""
+        if pkt.af == 4:
+            return (0, pkt.saddr)
+        return (pkt.saddr_hi, 0)
+
     def _hold(self, pkt: Packet, now: cython.longlong) -> cython.int:
         key = self._key(pkt)
+        source = self._source(pkt)
+        theirs: cython.int = self._sources.get(source, 0)
         waiting = self._waiting.get(key)
-        if waiting is None:
-            waiting = self._waiting[key] = Waiting(now)
-        elif len(waiting.frames) >= HELD_EACH:
+        if theirs >= HELD_SOURCE or (waiting is not None and len(waiting.frames) >= HELD_EACH):
             return pkt.drop(_QUEUE_FULL)
+        if waiting is None:
+            waiting = self._waiting[key] = Waiting(now, source)
         vnet.emit(pkt)
-        waiting.frames.append((pkt.iif, copy_of(pkt), pkt.mark, pkt.handed))
+        frame = copy_of(pkt)
+        waiting.frames.append((pkt.iif, frame, pkt.mark, pkt.handed))
+        waiting.bytes += len(frame)
         self.held += 1
+        self.held_bytes += len(frame)
+        self._sources[source] = theirs + 1
         self.counters.add(_SEEN_HELD, 1)
-        if self.held > HELD_MAX:
+        while self.held > HELD_MAX or self.held_bytes > HELD_BYTES:
             self._forget_oldest(_QUEUE_FULL)
         return _STOLEN
 
@@ -368,12 +394,23 @@ class Fragments:
         """Those that waited for ``pkt`` go on once it has been written."""
         waiting = self._waiting.pop(self._key(pkt), None)
         if waiting is not None:
-            self.held -= len(waiting.frames)
+            self._let_go(waiting)
             self.outbox.resume(waiting.frames)
+
+    def _let_go(self, waiting: Waiting) -> None:
+        """They wait no more."""
+        count = len(waiting.frames)
+        self.held -= count
+        self.held_bytes -= waiting.bytes
+        left = self._sources[waiting.source] - count
+        if left:
+            self._sources[waiting.source] = left
+        else:
+            del self._sources[waiting.source]
 
     def _forget_oldest(self, reason: int) -> None:
         waiting = self._waiting.pop(next(iter(self._waiting)))
-        self.held -= len(waiting.frames)
+        self._let_go(waiting)
         for _ in waiting.frames:
             self.counters.drop(reason)
 

@@ -83,6 +83,8 @@ class Supervisor:
         self._phase = "ready"
         for task in (self._reloader(), self._upgrader(), links.watch(self._recheck)):
             self._run(task)
+        if any(line.backup_of is not None for line in self.state.config.ports):
+            self._recheck()  # what was unplugged before we watched is no news to come
         self._saving.plan(self.state)
         await self._stop.wait()
         if self._failure is not None:

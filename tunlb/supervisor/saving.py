@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tunlb.log import Logger
+from tunlb.shared import Shared
 from tunlb.supervisor import snapshot
 from tunlb.supervisor.fleet import Slot
 from tunlb.supervisor.state import State
@@ -27,6 +28,7 @@ class Saving:
         self._log = log
         self._failed = failed
         self._task: asyncio.Task[None] | None = None
+        self._writing: asyncio.Future[int] | None = None
 
     def plan(self, state: State) -> None:
         """Go by this state's configuration from now on."""
@@ -60,9 +62,26 @@ class Saving:
         )
         tables = [slot.shared for slot in self._slots]
         try:
-            # In a thread: a million rows take seconds, in which workers want to be looked after.
-            conns = await asyncio.to_thread(snapshot.write, Path(path), head, tables)
+            conns = await self._in_thread(Path(path), head, tables)
         except OSError as error:
             self._log.warning("snapshot_failed", snapshot=path, error=str(error))
         else:
             self._log.info("snapshot_written", snapshot=path, conns=conns)
+
+    async def _in_thread(self, path: Path, head: snapshot.Head, tables: Sequence[Shared]) -> int:
+        """A million rows take a second, in which workers want to be looked after.
+
+        Whoever waits may be cancelled, the thread not: the next one waits until it has ended.
+        """
+        while self._writing is not None and not self._writing.done():
+            await asyncio.wait({self._writing})
+        writing = asyncio.ensure_future(asyncio.to_thread(snapshot.write, path, head, tables))
+        writing.add_done_callback(_look_at)
+        self._writing = writing
+        return await asyncio.shield(writing)
+
+
+def _look_at(ended: asyncio.Future[int]) -> None:
+    """An error that nobody waits for any more is no news."""
+    if not ended.cancelled():
+        ended.exception()

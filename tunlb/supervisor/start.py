@@ -137,6 +137,7 @@ def _restore(state: State, slots: Sequence[Slot], log: Logger) -> None:
             snapshot=path,
             conns=restored.placed,
             left_out=restored.left_out,
+            expired=restored.expired,
             age_s=round(restored.age_s, 1),
         )
 

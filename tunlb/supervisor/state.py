@@ -18,8 +18,9 @@ from tunlb.conf import Config, IPAddress
 from tunlb.links import Change
 
 #: Raise it with every change that a supervisor of the other version would misunderstand. A new key
-#: with a default is none.
-FORMAT = 1
+#: with a default is none, unless it says what the other version would do otherwise: one that knows
+#: neither tunnels nor lists must not go on with a configuration that has them.
+FORMAT = 2
 HISTORY_MAX = 64  #: configurations remembered for dests that still drain
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tunlb.counters import Counters, Event
 from tunlb.ipvs.conn import ConnTable, hash_secret
-from tunlb.ipvs.datagrams import DATAGRAMS, LIFE_MS, SPANS, Datagram, Datagrams
+from tunlb.ipvs.datagrams import DATAGRAMS, LIFE_MS, REUSE_MS, SPANS, Datagram, Datagrams
 
 PIECE = 8
 
@@ -68,6 +68,32 @@ def test_gaps_are_bounded() -> None:
     for n in range(SPANS):
         assert one.see(16 * n, 16 * n + 8, True) == 0, "what fills a gap needs no more room"
     assert one.done == 16 * SPANS
+
+
+@given(st.permutations(range(1, 60)))
+def test_pieces_that_touch_are_one(order: list[int]) -> None:
+    """What is beyond the gap takes as many places as there are gaps in it, not pieces."""
+    one = begun()
+    seen: set[int] = set()
+    for n in order:
+        gaps = sum(each + 1 not in seen | {n} for each in seen | {n})
+        if gaps > SPANS:
+            return
+        assert one.see(n * PIECE, (n + 1) * PIECE, n != 59) == 0
+        seen.add(n)
+    assert one.see(0, PIECE, True) == 0
+    assert one.complete()
+
+
+def test_when_a_number_is_used_again() -> None:
+    one = begun()
+    assert one.see(0, PIECE, True) == 0
+    assert not one.over(REUSE_MS)
+    assert one.over(REUSE_MS + 1)
+    assert one.see(PIECE, 2 * PIECE, False) == 0
+    assert one.over(0)
+    assert one.see(0, 3 * PIECE, False) != 0
+    assert not one.over(0), "it is complete, but two fragments disagree about it"
 
 
 def table() -> tuple[Datagrams, Counters]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.flow import kit
@@ -14,13 +17,14 @@ from tunlb.ipvs import conn as c
 from tunlb.ipvs.sharding import Sharding, shard_keys
 from tunlb.shared import LAYOUT, Shared
 from tunlb.supervisor import snapshot
-from tunlb.supervisor.snapshot import Head, Reader, SnapshotError
+from tunlb.supervisor.snapshot import PIECE_ROWS, Head, Reader, SnapshotError, Source
 from tunlb.testing.audit import audit
 from tunlb.wiring import pair
 
 KEY = ("web", "tcp", *pair(ip_address("10.0.0.11")), 8080)
 OTHER = ("web", "tcp", *pair(ip_address("10.0.0.12")), 8080)
 SECRET = b"s" * 32
+WORKERS_0 = Head(at_ms=0, at=0.0, workers=0, secret=SECRET, dests=())
 
 
 @pytest.fixture
@@ -79,8 +83,9 @@ def reread(
     path: Path, tables: list[Shared], numbers: dict[object, int], now_ms: int, now: float
 ) -> snapshot.Restored:
     with open(path, "rb") as file:
-        found = snapshot.read_head(file)
-        return Reader(found, tables, numbers, now_ms, now).place(file)  # type: ignore[arg-type]
+        source = Source(file)
+        reader = Reader(source.head(), tables, numbers, now_ms, now)  # type: ignore[arg-type]
+        return reader.place(source)
 
 
 def words(one: Shared, word: int) -> list[int]:
@@ -102,7 +107,7 @@ def test_rows_come_back_aged_and_renumbered(shared: list[Shared], tmp_path: Path
     assert path.stat().st_mode & 0o777 == 0o600
     after = table(shared)
     restored = reread(path, [after], {KEY: 7, OTHER: 9}, now_ms=3_000, now=1030.0)
-    assert restored == (2, 0, 30.0)
+    assert restored == (2, 0, 0, 30.0)
     assert words(after, c.D_DEST) == [7, 9]
     # One second old when written, and 30 s more since then.
     assert words(after, c.D_LAST_SEEN) == [(3_000 - 31_000) % 2**32, (3_000 - 81_000) % 2**32]
@@ -171,31 +176,217 @@ def test_each_row_goes_to_the_worker_that_owns_it(
         (snapshot.MAGIC + b"[]\n", "its head cannot be read"),
         (snapshot.MAGIC + b"{}\n", "its head cannot be read"),
         (
-            snapshot.MAGIC + b'{"layout":1,"order":"little","version":"0.0.1"}\n',
-            f"tunlb 0.0.1 wrote it in layout 1, little-endian; this is .* layout {LAYOUT}",
+            snapshot.MAGIC + b'{"format":2,"layout":1,"order":"little","version":"0.0.1"}\n',
+            "tunlb 0.0.1 wrote it in format 2, layout 1, little-endian;"
+            f" this is .* layout {LAYOUT}",
+        ),
+        (
+            snapshot.MAGIC + b'{"layout":2,"order":"little","version":"0.0.1"}\n' + bytes(200),
+            f"tunlb 0.0.1 wrote it in format 1, layout 2, .* format {snapshot.FORMAT}",
+        ),
+        (
+            snapshot.MAGIC + msgspec.json.encode(WORKERS_0) + b"\n",
+            "its head says 0 workers",
         ),
     ],
-    ids=["empty", "a picture", "no head", "a list", "no keys", "another layout"],
+    ids=[
+        "empty",
+        "a picture",
+        "no head",
+        "a list",
+        "no keys",
+        "another layout",
+        "the former format",
+        "of nobody",
+    ],
 )
 def test_a_strange_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "conns"
     path.write_bytes(content)
     with pytest.raises(SnapshotError, match=message), open(path, "rb") as file:
-        snapshot.read_head(file)
+        Source(file).head()
 
 
-@pytest.mark.parametrize("cut", [1, 100, 193])
+def written(shared: list[Shared], path: Path) -> bytes:
+    """A file of two workers, a conn each; what is in it."""
+    for _ in range(2):
+        conn(conns_of(table(shared)), 1)
+    snapshot.write(path, head(workers=2), shared[:2])
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("cut", [1, 8, 9, 100, 8 + 192, 16 + 192, 8 + 2 * 200])
 def test_a_file_cut_short_places_nothing(shared: list[Shared], tmp_path: Path, cut: int) -> None:
+    """Wherever: also between two workers, or behind the head."""
+    path = tmp_path / "conns"
+    path.write_bytes(written(shared, path)[:-cut])
+    after = [table(shared), table(shared)]
+    with pytest.raises(SnapshotError, match="it is cut short"):
+        reread(path, after, {KEY: 0}, 0, 1000.0)
+    assert [conns_of(each).fresh for each in after] == [0, 0]
+
+
+def test_a_damaged_file_places_nothing(shared: list[Shared], tmp_path: Path) -> None:
+    """Any byte of it may be another one."""
+    path = tmp_path / "conns"
+    whole = written(shared, path)
+    after = [table(shared), table(shared)]
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        with pytest.raises(SnapshotError):
+            reread(path, after, {KEY: 0}, 0, 1000.0)
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(SnapshotError, match="it goes on behind its end"):
+        reread(path, after, {KEY: 0}, 0, 1000.0)
+    assert [conns_of(each).fresh for each in after] == [0, 0]
+    path.write_bytes(whole)
+    assert reread(path, after, {KEY: 0}, 0, 1000.0).placed == 2
+
+
+def test_what_a_killed_writer_left_is_in_nobodys_way(shared: list[Shared], tmp_path: Path) -> None:
+    path = tmp_path / "conns"
+    (tmp_path / ".conns.new").write_bytes(b"half of a")
+    written(shared, path)
+    assert [each.name for each in tmp_path.iterdir()] == ["conns"]
+
+
+def test_a_full_disk_leaves_the_former(
+    shared: list[Shared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "conns"
+    whole = written(shared, path)
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        snapshot.write(path, head(workers=2), shared[:2])
+    assert [each.name for each in tmp_path.iterdir()] == ["conns"]
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o644, 0o620, 0o602, 0o666], ids=oct)
+def test_who_may_have_written_it(shared: list[Shared], tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "conns"
+    written(shared, path)
+    path.chmod(mode)
+    after = [table(shared), table(shared)]
+    if mode & 0o022:
+        with pytest.raises(SnapshotError, match=r"others may write to it .* chmod 600"):
+            snapshot.restore(path, after, {KEY: 0}, 0)
+        assert conns_of(after[0]).fresh == 0
+    else:
+        assert snapshot.restore(path, after, {KEY: 0}, 0)[1] == SECRET
+
+
+def test_another_users_file(
+    shared: list[Shared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "conns"
+    written(shared, path)
+    os.chown(path, 4711, -1)
+    with pytest.raises(SnapshotError, match="uid 4711"):
+        snapshot.restore(path, [table(shared)], {KEY: 0}, 0)
+
+
+def test_what_is_no_file_at_all(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path):
+        with pytest.raises((SnapshotError, IsADirectoryError)):
+            snapshot.restore(path, [], {}, 0)
+
+
+def test_more_rows_than_a_piece(shared: list[Shared], tmp_path: Path) -> None:
+    """A template may be pieces away from the conns that it holds."""
+    rows = 2 * PIECE_ROWS + 5
+    one = conns_of(table(shared, rows))
+    for cport in range(rows - 1):
+        conn(one, cport, dest=cport % 2, flags=c.CONTROLLED)
+    template = conn(one, rows, flags=c.TEMPLATE)
+    extras = shared[0].conns[c.HEADER_SIZE + rows * c.ROW_SIZE :].cast("I")
+    for row in range(rows - 1):
+        extras[row * 16 + c.X_CONTROL] = template
+        extras[row * 16 + c.X_END] = row
+    path = tmp_path / "conns"
+    assert snapshot.write(path, head(), shared[:1]) == rows
+    after = table(shared, rows)
+    assert reread(path, [after], {KEY: 0}, 0, 1000.0)[:2] == (rows // 2 + 1, rows // 2)
+    extras = after.conns[c.HEADER_SIZE + rows * c.ROW_SIZE :].cast("I")
+    for row, ports in enumerate(words(after, c.D_PORTS)[:-1]):
+        assert ports >> 16 == 2 * row
+        assert extras[row * 16 + c.X_END] == 2 * row
+        assert extras[row * 16 + c.X_CONTROL] == rows // 2
+
+
+@pytest.mark.parametrize(
+    ("timeout", "later_s", "left"),
+    [
+        (900_000, 0.0, 899_000),
+        (900_000, 898.0, 1_000),
+        (900_000, 899.0, None),
+        (900_000, -3600.0, 899_000),
+        (900_000, 4_295_000.0, None),
+        (2_000_000_000, 1_000_000.0, 999_999_000),
+    ],
+    ids=["at once", "in time", "too late", "a clock behind", "49 days and 17 hours", "a long one"],
+)
+def test_the_time_that_is_left(
+    shared: list[Shared], tmp_path: Path, timeout: int, later_s: float, left: int | None
+) -> None:
+    """The rows' clock goes round every 49 days: that makes no old conn young."""
     one = conns_of(table(shared))
-    conn(one, 1)
-    conn(one, 2)
+    row = conn(one, 1, seen=49_000)
+    one.mem.cast("I")[row * 32 + c.D_TIMEOUT] = timeout
     path = tmp_path / "conns"
     snapshot.write(path, head(), shared[:1])
-    path.write_bytes(path.read_bytes()[:-cut])
     after = table(shared)
-    with pytest.raises(SnapshotError, match="it ends in the middle of"):
-        reread(path, [after], {KEY: 0}, 0, 1000.0)
-    assert conns_of(after).fresh == 0
+    restored = reread(path, [after], {KEY: 0}, now_ms=7_000, now=1000.0 + later_s)
+    if left is None:
+        assert restored[:3] == (0, 0, 1)
+        return
+    assert restored[:3] == (1, 0, 0)
+    (seen,) = words(after, c.D_LAST_SEEN)
+    assert timeout - ((7_000 - seen) & 0xFFFFFFFF) == left
+
+
+def test_a_conn_that_was_seen_while_the_file_was_written(
+    shared: list[Shared], tmp_path: Path
+) -> None:
+    one = conns_of(table(shared))
+    row = conn(one, 1, seen=50_700)
+    one.mem.cast("I")[row * 32 + c.D_TIMEOUT] = 900_000
+    path = tmp_path / "conns"
+    snapshot.write(path, head(at_ms=50_000), shared[:1])
+    after = table(shared)
+    assert reread(path, [after], {KEY: 0}, 7_000, 1002.0)[:3] == (1, 0, 0)
+    assert words(after, c.D_LAST_SEEN) == [7_000 - 1_300]
+
+
+def test_a_row_that_becomes_another_conns_is_left_out(
+    shared: list[Shared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker ends conns and makes new ones while its table is read."""
+    one = conns_of(table(shared))
+    rows = [conn(one, cport) for cport in range(4)]
+
+    class Meddled(bytearray):
+        """What reads the table: before the last look at it, one row ends and one is reused."""
+
+        def __init__(self, *given: object) -> None:
+            super().__init__(*given)
+            if given and len(self) == 4 * c.ROW_SIZE:
+                for row in rows[1:3]:
+                    one.unlink(row)
+                    one.free(row)
+                assert conn(one, 9) == rows[2]
+
+    monkeypatch.setattr(snapshot, "bytearray", Meddled, raising=False)
+    assert snapshot.write(tmp_path / "conns", head(), shared[:1]) == 2
+    monkeypatch.undo()
+    after = table(shared)
+    reread(tmp_path / "conns", [after], {KEY: 0}, 0, 1000.0)
+    assert [ports >> 16 for ports in words(after, c.D_PORTS)] == [0, 3]
 
 
 def test_a_file_that_cannot_be_written_leaves_the_former(

@@ -98,11 +98,12 @@ def test_a_boot_comes_back_as_it_was() -> None:
     ("change", "message"),
     [
         ({"format": FORMAT + 1, "version": "9.9"}, f"written by tunlb 9.9 in format {FORMAT + 1}"),
+        ({"format": 1, "version": "0.0.9"}, "written by tunlb 0.0.9 in format 1, and tunlb"),
         ({"workers": "two"}, "Expected `int`, got `str` - at `$.workers`"),
         ({"history": []}, "Expected"),
         ({"format": None}, "not a tunlb's state"),
     ],
-    ids=["another format", "a value", "no configuration", "no format"],
+    ids=["another format", "the former format", "a value", "no configuration", "no format"],
 )
 def test_another_state_is_refused(change: dict[str, object], message: str) -> None:
     raw = msgspec.json.decode(write_state(state_of(TEXT)))
