@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from tunlb.catalog import DestKey, dest_key
+from tunlb.catalog import DestKey, dest_key, service_key
 from tunlb.conf import Acl, Config, Dest, Hook, Neigh, Route, Service
 from tunlb.conf.values import AddressRange, Endpoint, IPAddress, PortRange, TableSize, parse
 from tunlb.ipvs.sched import module_of
@@ -45,13 +45,15 @@ class _Piece(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Some of an Applied that is too large to be decoded between two bursts.
 
     The first one has the ``head``, with nothing of what may be many. ``service`` begins a service
-    without its dests; ``dests``, each with its number, are some of the service begun last.
+    without its dests, ``number`` is its own, -1: it has none; ``dests``, each with its number, are
+    some of the service begun last.
     """
 
     head: Applied | None = None
     routes: tuple[Route, ...] = ()
     neighs: tuple[Neigh, ...] = ()
     service: Service | None = None
+    number: int = -1
     dests: tuple[tuple[Dest, int], ...] = ()
     acls: tuple[Acl, ...] = ()
 
@@ -119,11 +121,13 @@ def _pieces(applied: Applied) -> Iterator[_Piece]:
         yield _Piece(routes=config.routes[part], neighs=config.neighs[part], acls=config.acls[part])
     for service in config.services:
         begun: Service | None = msgspec.structs.replace(service, dests=())
+        own = service_key(service)
+        number = -1 if own is None else numbers[own]
         for at in range(0, max(1, len(service.dests)), PIECE):
             dests = service.dests[at : at + PIECE]
             numbered = tuple((dest, numbers[dest_key(service, dest)]) for dest in dests)
-            yield _Piece(service=begun, dests=numbered)
-            begun = None
+            yield _Piece(service=begun, number=number, dests=numbered)
+            begun, number = None, -1
 
 
 def decode_pieces(lines: Iterable[bytes]) -> Generator[None, None, Arrived]:
@@ -144,6 +148,9 @@ def decode_pieces(lines: Iterable[bytes]) -> Generator[None, None, Arrived]:
         if piece.service is not None:
             _close(services, dests)
             services.append(piece.service)
+            own = service_key(piece.service)
+            if own is not None:
+                numbers[own] = piece.number
         for dest, number in piece.dests:
             dests.append(dest)
             numbers[dest_key(services[-1], dest)] = number

@@ -21,6 +21,7 @@ cdef class Catalog:
     cdef public object ids, ramps
     cdef public bint lapsing
     cdef Ipvs _ipvs
-    cdef dict _protocols, _modes, _draining
+    cdef dict _protocols, _modes, _draining, _tallies
+    cdef bint _unpublished
     cdef unsigned long long _seed
-    cdef object _dest_stats, _timeouts, _on_error
+    cdef object _dest_stats, _first, _others, _timeouts, _on_error

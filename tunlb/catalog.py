@@ -7,7 +7,7 @@ configuration leaves as it was keeps its objects, so a reload costs what it chan
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import cython
@@ -21,14 +21,18 @@ from tunlb.counters import Event
 from tunlb.ipvs import client_address
 from tunlb.ipvs.core import Ipvs
 from tunlb.ipvs.dest import (
+    CARRIED,
+    FILLED,
     FWD_BYPASS,
     FWD_FNAT,
     FWD_LOCAL,
     FWD_NAT64,
+    HALF_OPEN,
     KEEP,
     NO_DEST,
     POLICIES,
     STATS_SIZE,
+    STATS_WORDS,
     TEMPLATES,
     Dest,
 )
@@ -42,6 +46,7 @@ from tunlb.ipvs.sched import find as find_scheduler
 from tunlb.ipvs.scheduler import Scheduler
 from tunlb.ipvs.service import Service, ServiceTable
 from tunlb.ipvs.synpolicy import SynPolicy
+from tunlb.ipvs.tally import Others, Tally
 from tunlb.ipvs.xmit import find as find_mode
 from tunlb.ipvs.xmit import names as mode_names
 from tunlb.netif import Key
@@ -50,7 +55,7 @@ from tunlb.wire.encap import KINDS
 from tunlb.wire.tcp_options import NO_WSCALE
 from tunlb.wiring import pair
 
-DEST_IDS = 65536  #: dests of all services, those that still drain included
+DEST_IDS = 65536  #: dests of all services, those that still drain and services with limits included
 PIECE = 32  #: dests looked at in one piece of work
 
 DestKey = tuple[str, str, int, int, int]  #: service, proto, daddr, dport
@@ -61,8 +66,22 @@ def dest_key(service: ServiceConf, dest: DestConf) -> DestKey:
     return service.name, service.proto, *pair(dest.daddr), dest.dport or 0
 
 
+def service_key(service: ServiceConf) -> DestKey | None:
+    """That of a service which counts what it carries, and so needs a number like a dest."""
+    counts = service.max_conn or service.synproxy_above
+    return (service.name, service.proto, 0, 0, -1) if counts else None
+
+
+def keys_of(service: ServiceConf) -> list[DestKey]:
+    """Of all that has a number."""
+    own = service_key(service)
+    keys = [dest_key(service, dest) for dest in service.dests]
+    return keys if own is None else [*keys, own]
+
+
 class DestIds:
-    """Gives each dest a number that every worker, and every successor of one, knows it by.
+    """Gives each dest a number that every worker, and every successor of one, knows it by: which
+    row of a worker's ``dest_stats`` it has. Services with limits have such rows too.
 
     Whoever runs several directors has one of these for all of them.
     """
@@ -78,7 +97,7 @@ class DestIds:
 
         Raises ValueError when there are not enough left.
         """
-        keys = [dest_key(service, dest) for service in config.services for dest in service.dests]
+        keys = [key for service in config.services for key in keys_of(service)]
         fresh = [key for key in dict.fromkeys(keys) if key not in self.taken]
         left = len(self._free) + DEST_IDS - self._next
         if len(fresh) > left:
@@ -201,6 +220,7 @@ class Catalog:
         protocols: Mapping[str, Protocol],
         seed: int,
         dest_stats: memoryview | None,
+        fleet: Sequence[memoryview],
         on_error: ErrorHandler,
     ) -> None:
         self.services: dict[str, Service] = {}
@@ -211,11 +231,18 @@ class Catalog:
         self._protocols = protocols
         self._seed = seed
         self._dest_stats = dest_stats
+        self._first = fleet[0] if fleet else dest_stats
+        self._others: Others | None = None
+        if ipvs.sharding is not None and fleet:
+            own = ipvs.sharding.worker
+            self._others = Others([rows for i, rows in enumerate(fleet) if i != own])
         self._on_error = on_error
         self._modes = {name: find_mode(name).number for name in mode_names()}
         self._timeouts: object = None
         self._draining: dict[DestKey, Dest] = {}
         self.ramps = Ramps()
+        self._tallies: dict[tuple[str, int, int], Tally] = {}  # by service, protocol, word
+        self._unpublished = False
         self.lapsing = False  # there may be something for Lapse.sweep
 
     def draw_up(self, draft: Draft, config: Config, ids: Mapping[DestKey, int]) -> Iterator[None]:
@@ -233,7 +260,7 @@ class Catalog:
                 yield from self._index_dests(draft, service, line, service.dests)
             else:
                 draft.lines[line.name] = line
-                change = self._change(config, line)
+                change = self._change(config, line, ids)
                 yield
                 yield from self._draw_dests(draft, change, line, ids)
                 service = change.service
@@ -251,7 +278,7 @@ class Catalog:
                 self._miss_dests(draft, line, None)
                 yield
 
-    def _change(self, config: Config, line: ServiceConf) -> Change:
+    def _change(self, config: Config, line: ServiceConf, ids: Mapping[DestKey, int]) -> Change:
         """A new Service; it keeps the old one's scheduler where it can."""
         old = self.services.get(line.name)
         cls = find_scheduler(line.scheduler)
@@ -293,6 +320,11 @@ class Catalog:
             if line.client_ip == "toa":
                 service.synproxy.less = 8 if line.version == 4 else 20
         self._set_policies(service, line)
+        key = service_key(line)
+        if key is not None and line.max_conn:
+            service.carried = self._tally(ids[key], CARRIED)
+        if key is not None and line.synproxy_above:
+            service.half_open = self._tally(ids[key], HALF_OPEN)
         service.conn_rate = line.conn_rate
         service.conn_burst = line.conn_burst
         return Change(service, old)
@@ -304,7 +336,7 @@ class Catalog:
             mask = (1 << 128) - (1 << (128 - length))
             service.mask_hi, service.mask = mask >> 64, mask & 0xFFFF_FFFF_FFFF_FFFF
         service.ops = line.ops
-        service.max_conn = self._share(line.max_conn)
+        service.max_conn = line.max_conn
         service.expire_nodest = POLICIES[line.expire_nodest]
         service.expire_quiescent = POLICIES[line.expire_quiescent]
         service.reset_on_expire = line.reset_on_expire
@@ -313,10 +345,11 @@ class Catalog:
         )
         service.slow_start_ms = round(line.slow_start_s * 1000)
 
-    def _share(self, limit: int) -> int:
-        """A limit as this worker, one of several that count for themselves, keeps to it."""
-        sharding = self._ipvs.sharding
-        return limit if sharding is None else -(-limit // sharding.workers)
+    def _tally(self, number: int, word: int) -> Tally:
+        """A service's count, in the row of this number."""
+        at = number * STATS_WORDS + word
+        part = None if self._dest_stats is None else self._dest_stats[8 * at : 8 * (at + 1)]
+        return Tally(part, at, self._others)
 
     def _draw_dests(
         self, draft: Draft, change: Change, line: ServiceConf, ids: Mapping[DestKey, int]
@@ -341,8 +374,8 @@ class Catalog:
                 Setting(
                     dest_line.weight,
                     fwdmode,
-                    self._share(dest_line.max_conn),
-                    self._share(dest_line.min_conn),
+                    dest_line.max_conn,
+                    dest_line.min_conn,
                     since,
                 )
             )
@@ -380,10 +413,15 @@ class Catalog:
 
     def _new_dest(self, draft: Draft, key: DestKey, index: int, af: int) -> Dest:
         """Known from now on, which no packet sees: no conn has its number."""
-        stats = self._dest_stats
-        if stats is not None:
-            stats = stats[index * STATS_SIZE : (index + 1) * STATS_SIZE]
-        dest = Dest(index, af, *key[2:], stats=stats)
+        row = slice(index * STATS_SIZE, (index + 1) * STATS_SIZE)
+        dest = Dest(
+            index,
+            af,
+            *key[2:],
+            stats=None if self._dest_stats is None else self._dest_stats[row],
+            others=self._others,
+            first=None if self._first is None else self._first[row],
+        )
         dest.service_name = key[0]
         self.dests[key] = dest
         all_dests = self._ipvs.dests
@@ -422,6 +460,7 @@ class Catalog:
             # Its templates are of no use to anybody, and it cannot be forgotten before they are.
             self.lapsing = self.lapsing or self.services[key[0]].persistence_ms != 0
         self.ramps.forget(draft.services, draft.now)
+        self._unpublished = True
         self.services = draft.services
         self.lines = draft.lines
         self._timeouts = config.timeouts
@@ -462,14 +501,16 @@ class Catalog:
             dest.fwdmode = setting.fwdmode
             dest.max_conn = setting.max_conn
             dest.min_conn = setting.min_conn
-            dest.overloaded = False
-            if setting.max_conn != 0:
-                dest.weigh()
         for dest, far in zip(change.dests, change.ends):
             if far is not None:
                 dest.far = far  # and stays, for the conns of a dest that no tunnel reaches any more
-        if old is not None and (old.max_conn != 0) == (service.max_conn != 0):
-            service.carried = old.carried  # else one that was not kept, or need not be
+        if old is not None and old.max_conn == 0 and service.max_conn == 0:
+            service.carried = old.carried
+        policy = service.synproxy
+        service.carried = self._kept(service, CARRIED, service.carried, service.max_conn != 0)
+        service.half_open = self._kept(
+            service, HALF_OPEN, service.half_open, policy is not None and policy.above != 0
+        )
         bypass: Dest | None = change.bypass
         if bypass is not None:
             bypass.available = True
@@ -480,6 +521,29 @@ class Catalog:
         except Exception as error:
             self._misbehaved(service.scheduler, error)
         self.ramps.watch(service, now)
+
+    def _kept(self, service: Service, word: int, fresh: Tally, wanted: bool) -> Tally:
+        """The tally of a service that has one of this kind already, maybe from before it was
+        removed: dests that drain count in it. ``fresh`` where it has none, or did not keep it.
+        """
+        key = (service.name, service.proto, word)
+        known = self._tallies.pop(key, None)
+        if known is not None and (not wanted or known.word != fresh.word):
+            known.retire()
+            known = None
+        if not wanted:
+            return fresh
+        self._tallies[key] = known or fresh
+        return self._tallies[key]
+
+    def publish(self) -> None:
+        """Let other workers see what a reload made of the tallies. Not while another one goes in
+        our place.
+        """
+        if self._unpublished:
+            self._unpublished = False
+            for tally in self._tallies.values():
+                tally.publish()
 
     def _misbehaved(self, scheduler: Scheduler, error: Exception) -> None:
         """A user's scheduler raised: no reason to end a worker, which its successor would too. Who
@@ -509,6 +573,9 @@ class Catalog:
         them.
         """
         all_dests = self._ipvs.dests
+        for kind, tally in list(self._tallies.items()):
+            if kind[0] not in self.services and tally.count == 0:
+                del self._tallies[kind]
         for key, dest in list(self._draining.items()):
             if dest.available:
                 del self._draining[key]

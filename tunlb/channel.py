@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 MESSAGE_MAX: Final = 65536  # bytes of JSON; well below the default of net.core.wmem_default
-FDS_MAX: Final = 200  # descriptors sent in one message; the kernel refuses more than 253
+FDS_MAX: Final = 250  # descriptors sent in one message; the kernel refuses more than 253
 
 _SCM_MAX_FD: Final = 253
 _INT_SIZE: Final = array.array("i").itemsize

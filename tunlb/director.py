@@ -74,9 +74,10 @@ class Director:
 
     ``macs`` maps port names to our MAC addresses (48-bit integers, absent for a TUN). ``seed`` is
     the 64-bit seed shared by directors for consistent hashing. ``on_error`` gets a hook and the
-    exception it raised. ``dest_stats`` (STATS_SIZE * DEST_IDS bytes) and ``neigh_rows`` may be
-    shared memory, as the buffers of ``conns`` and ``counters`` may. ``sharding`` is None for the
-    only worker.
+    exception it raised. ``dest_stats`` (STATS_SIZE * DEST_IDS bytes), ``neigh_rows`` and ``rates``
+    (RATES_SIZE bytes) may be shared memory, as the buffers of ``conns`` and ``counters`` may.
+    ``sharding`` is None for the only worker; of several, ``fleet`` are all ``dest_stats``, ours
+    among them, and ``rates`` are the same for all.
     """
 
     def __init__(
@@ -91,6 +92,8 @@ class Director:
         hooks: Sequence[Hook] = (),
         dest_stats: memoryview | None = None,
         neigh_rows: memoryview | None = None,
+        fleet: Sequence[memoryview] = (),
+        rates: memoryview | None = None,
         sharding: Sharding | None = None,
     ) -> None:
         self.config = config
@@ -132,7 +135,7 @@ class Director:
         modes = [find_mode(name)(pools) for name in mode_names()]
         modes.append(Nat64(pools, counters))
         life = Life(counters, conns, pools, protocols, modes)
-        self.ipvs = Ipvs(counters, life, self.neighs, routes, addresses, self.sender, sharding)
+        self.ipvs = Ipvs(counters, life, self.neighs, routes, addresses, self.sender, sharding, rates)
         self.ipvs.outer.peers = self.peers
         self.ipvs.birth.persistence.peers = self.peers
         self._ipvs_in = IpvsIn(self.ipvs)
@@ -146,6 +149,7 @@ class Director:
             {protocol.name: protocol for protocol in protocols},
             seed,
             dest_stats,
+            fleet,
             on_error,
         )
         self._work: list[Iterator[None]] = []
@@ -218,6 +222,7 @@ class Director:
         if self._catalog.lapsing and not self._work:
             self._catalog.lapsing = False
             self._work.append(self.ipvs.lapse.sweep(now))
+        self._catalog.publish()
         if self._catalog.ramps.due(now) and not self._work:
             self._work.append(self._catalog.ramps.turn(now))
         self.counters.set(Gauge.CONNS, self.ipvs.conns.count)

@@ -35,7 +35,7 @@ from tunlb.ipvs.sharding import Sharding, shard_keys
 from tunlb.log import Logger, LogSettings, make_logger
 from tunlb.mailbox import Mailbox
 from tunlb.pace import Pace
-from tunlb.shared import LayoutError, Shared
+from tunlb.shared import LayoutError, Shared, map_stats
 from tunlb.tap import Drain, Port, monotonic_ms
 
 TICK_S = 0.1
@@ -324,12 +324,18 @@ class WorkerLife:
 
     def _prepare(self, boot: Boot, fds: list[int]) -> Worker:
         """The director, with the configurations before the present one replayed. ``fds``: conns,
-        stats, this worker's mailbox, every worker's mailbox to write to, the queue of each port.
+        stats, this worker's mailbox, every worker's mailbox to write to, every worker's stats, the
+        queue of each port.
         """
         conns_fd, stats_fd, mail_fd, *rest = fds
         first, *later = boot.history
         self.number = boot.worker
         shared = Shared.attach(conns_fd, stats_fd)
+        writers, rest = rest[: boot.workers], rest[boot.workers :]
+        stats, queues = rest[: boot.workers], rest[boot.workers :]
+        fleet = [map_stats(fd) for fd in stats]
+        for fd in stats:
+            os.close(fd)
         hooks = [load_hook(line) for line in first.config.hooks]
         counters = Counters(shared.counters)
         director = Director(
@@ -342,6 +348,8 @@ class WorkerLife:
             hooks=hooks,
             dest_stats=shared.dests,
             neigh_rows=shared.neighs,
+            fleet=[each.dests for each in fleet],
+            rates=fleet[0].rates,
             sharding=(
                 Sharding(boot.workers, boot.worker, shard_keys(boot.secret))
                 if boot.workers > 1
@@ -353,7 +361,6 @@ class WorkerLife:
         for applied in later:
             director.apply(applied.config, applied.at_ms, applied.numbers())
         director.ipvs.birth.quiescent = boot.quiescent
-        writers, queues = rest[: boot.workers], rest[boot.workers :]
         for queue in boot.active:
             director.activate(queue, first.at_ms)
         ports = [

@@ -1,8 +1,10 @@
 """The memory that a worker shares with its supervisor and leaves to its successor.
 
-Two memfds a worker: ``conns`` holds the conn table, ``stats`` the counters, what dests count, and
-the neighbours. Both begin with a header that says who wrote them and how they are laid out, because
-a successor may be another version of tunlb: what it would misread it must refuse.
+Two memfds a worker: ``conns`` holds the conn table, ``stats`` the counters, what dests count, the
+neighbours, and the conn rates of sources. Workers read in each other's ``stats`` what dests count,
+and all of them use the rates of the first one. Both begin with a header that says who wrote them
+and how they are laid out, because a successor may be another version of tunlb: what it would
+misread it must refuse.
 
 Pages cost memory once they are used.
 """
@@ -21,11 +23,12 @@ from tunlb import counters
 from tunlb.catalog import DEST_IDS
 from tunlb.ipvs.conn import HEADER_SIZE, table_size
 from tunlb.ipvs.dest import STATS_SIZE
+from tunlb.ipvs.rates import RATES_SIZE
 from tunlb.neigh import NEIGH_ROWS_SIZE
 
 #: The layout of all that is shared. Raise it with every change of a row, a word's meaning or the
 #: size of a part; counters and gauges that are only appended do not count.
-LAYOUT = 2
+LAYOUT = 3
 
 _MAGIC = b"tunlb\0\0\1"
 _NATIVE = 0x01020304  # reads otherwise on a machine of the other byte order
@@ -34,7 +37,8 @@ _HEADER = struct.Struct("=8sIIQ16s")  # magic, byte order, layout, conn_max, ver
 _COUNTERS_AT = HEADER_SIZE
 _DESTS_AT = _COUNTERS_AT + HEADER_SIZE
 _NEIGHS_AT = _DESTS_AT + DEST_IDS * STATS_SIZE
-_STATS_END = _NEIGHS_AT + NEIGH_ROWS_SIZE
+_RATES_AT = _NEIGHS_AT + NEIGH_ROWS_SIZE
+_STATS_END = _RATES_AT + RATES_SIZE
 
 
 class LayoutError(Exception):
@@ -60,11 +64,31 @@ def read_header(fd: int) -> Header:
     return Header(layout, conn_max, version.rstrip(b"\0").decode("ascii", "replace"))
 
 
+class Stats(NamedTuple):
+    """The parts of a ``stats`` memfd."""
+
+    counters: memoryview
+    dests: memoryview
+    neighs: memoryview
+    rates: memoryview
+
+
+def map_stats(fd: int) -> Stats:
+    """Map a ``stats`` memfd, whose header somebody has checked."""
+    stats = memoryview(mmap.mmap(fd, _STATS_END))
+    return Stats(
+        stats[_COUNTERS_AT : _COUNTERS_AT + counters.SIZE],
+        stats[_DESTS_AT:_NEIGHS_AT],
+        stats[_NEIGHS_AT:_RATES_AT],
+        stats[_RATES_AT:_STATS_END],
+    )
+
+
 class Shared:
     """One worker's memory, mapped: :meth:`create` or :meth:`attach`.
 
-    ``conns`` is a ConnTable's buffer, ``counters`` a Counters', ``dests`` and ``neighs`` are a
-    Director's ``dest_stats`` and ``neigh_rows``.
+    ``conns`` is a ConnTable's buffer, ``counters`` a Counters', ``dests``, ``neighs`` and ``rates``
+    are a Director's ``dest_stats``, ``neigh_rows`` and ``rates``.
     """
 
     def __init__(self, conns_fd: int, stats_fd: int, conn_max: int) -> None:
@@ -72,10 +96,7 @@ class Shared:
         self.stats_fd = stats_fd
         self.conn_max = conn_max
         self.conns = memoryview(mmap.mmap(conns_fd, table_size(conn_max)))
-        stats = memoryview(mmap.mmap(stats_fd, _STATS_END))
-        self.counters = stats[_COUNTERS_AT : _COUNTERS_AT + counters.SIZE]
-        self.dests = stats[_DESTS_AT:_NEIGHS_AT]
-        self.neighs = stats[_NEIGHS_AT:_STATS_END]
+        self.counters, self.dests, self.neighs, self.rates = map_stats(stats_fd)
 
     @classmethod
     def create(cls, worker: int, conn_max: int) -> Shared:
@@ -103,6 +124,15 @@ class Shared:
         if found != wanted:
             raise LayoutError(f"the tables have {found} bytes where layout {LAYOUT} has {wanted}")
         return cls(conns_fd, stats_fd, conns.conn_max)
+
+    def discard_conns(self, worker: int) -> Shared:
+        """The same worker's memory with an empty conn table; the former table's descriptor stays
+        open. Counters go on, and others see in the same place as before what dests count.
+        """
+        conns_fd = _make(f"tunlb-conns-{worker}", table_size(self.conn_max), self.conn_max)
+        self.dests[:] = bytes(len(self.dests))
+        self.neighs[:] = bytes(len(self.neighs))
+        return Shared(conns_fd, self.stats_fd, self.conn_max)
 
     def close_fds(self) -> None:
         """Close both descriptors; the memory stays mapped."""

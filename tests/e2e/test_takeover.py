@@ -189,18 +189,18 @@ def test_a_table_of_another_layout_is_refused(lab: LabFactory, tmp_path: Path) -
     tunlb = made.start_tunlb(env=env)
     shared = tree / "shared.py"
     text = shared.read_text()
-    assert "\nLAYOUT = 2\n" in text
-    shared.write_text(text.replace("\nLAYOUT = 2\n", "\nLAYOUT = 3\n"))
+    assert "\nLAYOUT = 3\n" in text
+    shared.write_text(text.replace("\nLAYOUT = 3\n", "\nLAYOUT = 4\n"))
     with clients.connection(made.client, made.topology.vips.v4, 7) as conn:
         os.kill(tunlb.pid, signal.SIGUSR2)
         refused = tunlb.wait_event(("upgrade_refused",), timeout=30)
-        assert "in layout 2" in str(refused["error"])
-        assert "reads layout 3" in str(refused["error"])
+        assert "in layout 3" in str(refused["error"])
+        assert "reads layout 4" in str(refused["error"])
         assert conn.echo(b"after the upgrade") == b"after the upgrade"
         kill_supervisor(tunlb)
         done = command(made, "run", **env)
         assert done.returncode == 78
-        assert "in layout 2" in done.stderr
+        assert "in layout 3" in done.stderr
         keeper = named(made, "tunlb-keeper")
         assert f"kill {keeper}" in done.stderr
         assert conn.echo(b"after the takeover") == b"after the takeover"

@@ -127,18 +127,6 @@ def test_a_home_without_an_answer_refuses(net: Net) -> None:
     assert holders(rig) == 0
 
 
-def test_limits_are_shared_by_the_workers(net: Net) -> None:
-    """Each takes its part, rounded up."""
-    one = dest(net, max_conn=7)
-    rig = Anywhere(text(*network(net), service(net), one))
-    limits = [worker.director.ipvs.dests[0].max_conn for worker in rigs(rig)]
-    assert limits == [3] * COUNT
-    for i in range(60):
-        probe = Conn(rig, net, cport=100 + i)  # type: ignore[arg-type]
-        rig.receive("wan", vnet(probe.frame(probe.outside, "S", b"", False)))
-    assert rig.conns() == [3] * COUNT
-
-
 GOOD = (HOLD, 6, 80, 0, 50_000)
 
 

@@ -181,7 +181,8 @@ def live(test: Callable[[Rig, Shared], Awaitable[None]], what: Boot | None = Non
             device, queue = stack.enter_context(port())
             life = asyncio.ensure_future(WorkerLife(theirs).run())
             payload = put_blob(encode(what or boot()))
-            fds = (payload, shared.conns_fd, shared.stats_fd, *mailbox, queue)
+            stats = shared.stats_fd
+            fds = (payload, shared.conns_fd, stats, *mailbox, stats, queue)
             ours.send({"kind": "boot"}, fds)
             os.close(payload)
             rig = Rig(ours, life, device)

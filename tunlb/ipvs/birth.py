@@ -72,6 +72,7 @@ class Birth:
         addresses: Addresses,
         synproxy: SynProxy,
         persistence: Persistence,
+        rates: memoryview | None = None,
     ) -> None:
         self.counters = counters
         self.life = life
@@ -82,7 +83,7 @@ class Birth:
         self.services = ServiceTable()
         self.matches: MatchTable | None = None
         self.quiescent = False  # take no new conns: tunlb is about to stop
-        self.rates = ConnRates(counters, life.conns)
+        self.rates = ConnRates(counters, life.conns, rates)
         self.defence_tcp = False  # drop in silence what no service of a VIP takes
         self.defence_udp = True
 
@@ -179,13 +180,13 @@ class Birth:
         policy: SynPolicy | None = service.synproxy
         if cookie < 0 and not resumed and policy is not None and not self.quiescent:
             before: cython.bint = policy.on
-            if policy.engaged(service.half_open.count):
+            if policy.engaged(service.half_open.total()):
                 if policy.on and not before:
                     self.counters.add(_SYNPROXY_ON, 1)
                 return self.synproxy.first(pkt, policy, now)
         if service.conn_rate != 0 and not resumed and not self.rates.take(pkt, service, now):
             return pkt.drop(_RATE)
-        if service.max_conn != 0 and service.carried.conns >= service.max_conn and not resumed:
+        if service.max_conn != 0 and service.carried.total() >= service.max_conn and not resumed:
             return icmp.refuse(pkt, _SERVICE_FULL, _ERR_PORT, 0)
         template: cython.longlong = -1
         dest: Dest | None = None

@@ -63,7 +63,7 @@ class Ipvs:
     """Services, dests and conns of one worker, and what happens to their packets.
 
     ``sender`` sends packets of our own. ``sharding`` says which worker a flow belongs to; None
-    where there is only one.
+    where there is only one. ``rates`` is memory for ConnRates, None where nobody shares it.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Ipvs:
         addresses: Addresses,
         sender: Sender,
         sharding: Sharding | None = None,
+        rates: memoryview | None = None,
     ) -> None:
         self.counters = counters
         self.life = life
@@ -89,7 +90,7 @@ class Ipvs:
         self.transmit.proxying = life.proxying = synproxy
         persistence = Persistence(counters, life, sharding)
         resets = Resets(counters, life, sender)
-        self.birth = Birth(counters, life, self.transmit, addresses, synproxy, persistence)
+        self.birth = Birth(counters, life, self.transmit, addresses, synproxy, persistence, rates)
         self.lapse = Lapse(counters, life, resets)
         life.ending = Expiry(counters, life, persistence, resets)
         self.addresses = addresses

@@ -388,12 +388,13 @@ class Life:
         held: cython.int = 0
         dest: Dest
         for dest in self.dests:
-            dest.v[_ACTCONNS] = 0
-            dest.v[_INACTCONNS] = 0
-            dest.half_opened(-dest.half_open)
-            dest.v[_TEMPLATES] = 0
-            dest.carried.conns = 0
-            dest.overloaded = False
+            dest.counted_active = 0
+            dest.counted_inactive = 0
+            dest.counted_templates = 0
+            dest.half_open = 0
+            dest.carried.count = 0
+            if dest.half_opens is not None:
+                dest.half_opens.count = 0
         # From the last to the first, so that the free list hands out low rows first.
         row: cython.longlong = conns.fresh - 1
         while row >= 0:
@@ -405,6 +406,14 @@ class Life:
             row -= 1
         if held != 0:
             self._count_held()
+        # Others read these counts: they are what they were, and from one to the next what they are.
+        for dest in self.dests:
+            dest.v[_ACTCONNS] = dest.counted_active
+            dest.v[_INACTCONNS] = dest.counted_inactive
+            dest.v[_TEMPLATES] = dest.counted_templates
+            dest.carried.publish()
+            if dest.half_opens is not None:
+                dest.half_opens.publish()
         return dropped
 
     def _count_held(self) -> None:
@@ -439,7 +448,7 @@ class Life:
             or not conns.adopt(row)
         ):
             return False
-        dest.v[_TEMPLATES] += 1
+        dest.counted_templates += 1
         self.templates += 1
         self._resume(row, now)
         return True
@@ -468,19 +477,20 @@ class Life:
         conns.d[row * 32 + _D_EPOCH] = 0
         if self.protocol_of(row).kind(conns.b[row * 128 + _B_STATE]) == _ESTABLISHED:
             conns.h[row * 64 + _H_FLAGS] |= _ACTIVE
-            dest.v[_ACTCONNS] += 1
+            dest.counted_active += 1
         else:
             conns.h[row * 64 + _H_FLAGS] &= 0xFFFF ^ _ACTIVE
-            dest.v[_INACTCONNS] += 1
+            dest.counted_inactive += 1
         if dest.limited:
-            dest.count(1)
+            dest.carried.count += 1
         conns.h[row * 64 + _H_FLAGS] &= 0xFFFF ^ _HALF
         if (
             dest.half_opens is not None
             and self.protocol_of(row).kind(conns.b[row * 128 + _B_STATE]) == _HALF_OPEN
         ):
             conns.h[row * 64 + _H_FLAGS] |= _HALF
-            dest.half_opened(1)
+            dest.half_open += 1
+            dest.half_opens.count += 1
         self._resume(row, now)
         return True
 

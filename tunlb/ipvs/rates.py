@@ -4,6 +4,11 @@ Buckets lie in sets of WAYS; a source's set is chosen by the conn table's keyed 
 picks whom he pushes out. A set that is full forgets the source that was unseen for longest, which
 finds a full bucket when it comes again: a crowd of sources makes the limit softer, never harder.
 An IPv6 source is a /64, which is the least that a subscriber has.
+
+Workers have their buckets in common, in memory that all of them write without locks: a source's
+conns come to all of them, and are to be counted as one. Two that take a token in the same few
+nanoseconds may take the same one, and two that begin a bucket in the same place may leave one of
+nobody's: that too only makes the limit softer.
 """
 
 from __future__ import annotations
@@ -15,12 +20,13 @@ from tunlb.ipvs.conn import ConnTable
 from tunlb.ipvs.service import Service
 from tunlb.packet import Packet
 
-SOURCES = 65536  #: buckets of a worker
+SOURCES = 65536  #: buckets
 WAYS = 4
 
 #: 64-bit words of a bucket: saddr_hi, saddr, vaddr_hi, vaddr; the service's first port << 8 | proto
 #: (0: nobody's); thousandths of a conn << 32 | when that was, ms, low 32 bits.
 WORDS = 6
+RATES_SIZE = 8 * WORDS * SOURCES  #: bytes of all buckets
 
 _WAYS = cython.declare(cython.int, WAYS)
 _WORDS = cython.declare(cython.longlong, WORDS)
@@ -30,12 +36,16 @@ _MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
 
 
 class ConnRates:
-    """The buckets of one worker: 3 MB, which are zero, and so cost nothing, until they are used."""
+    """The buckets: 3 MB, which are zero, and so cost nothing, until they are used. ``mem`` is that
+    memory, RATES_SIZE bytes, which may be shared.
+    """
 
-    def __init__(self, counters: Counters, conns: ConnTable) -> None:
+    def __init__(
+        self, counters: Counters, conns: ConnTable, mem: memoryview | None = None
+    ) -> None:
         self.counters = counters
         self.conns = conns
-        self.mem = memoryview(bytearray(8 * WORDS * SOURCES)).cast("Q")
+        self.mem = memoryview(bytearray(RATES_SIZE) if mem is None else mem).cast("Q")
         if cython.compiled:
             view: cython.ulonglong[::1] = self.mem
             self.v = cython.address(view[0])

@@ -1,8 +1,9 @@
 cimport cython
-from tunlb.ipvs.dest cimport Carried, Dest
+from tunlb.ipvs.dest cimport Dest
 from tunlb.ipvs.match cimport Match
 from tunlb.ipvs.scheduler cimport Scheduler
-from tunlb.ipvs.synpolicy cimport HalfOpen, SynPolicy
+from tunlb.ipvs.synpolicy cimport SynPolicy
+from tunlb.ipvs.tally cimport Tally
 from tunlb.ipvs.timeouts cimport Timeouts
 
 @cython.final
@@ -20,12 +21,12 @@ cdef class Service:
     cdef public Match match
     cdef public Dest bypass
     cdef public bint snat
-    cdef public HalfOpen half_open
+    cdef public Tally half_open
     cdef public SynPolicy synproxy
     cdef public long long persistence_ms, max_conn, slow_start_ms
     cdef public unsigned long long mask_hi, mask
     cdef public bint ops, reset_on_expire, remembers
-    cdef public Carried carried
+    cdef public Tally carried
     cdef public int conn_rate, conn_burst
     cdef tuple _laddrs_v4, _laddrs_v6
 

@@ -8,10 +8,11 @@ from bisect import bisect_right
 
 import cython
 
-from tunlb.ipvs.dest import KEEP, Carried, Dest
+from tunlb.ipvs.dest import KEEP, Dest
 from tunlb.ipvs.match import Match
 from tunlb.ipvs.scheduler import Scheduler
-from tunlb.ipvs.synpolicy import HalfOpen, SynPolicy
+from tunlb.ipvs.synpolicy import SynPolicy
+from tunlb.ipvs.tally import Tally
 from tunlb.ipvs.timeouts import Timeouts
 
 
@@ -69,11 +70,11 @@ class Service:
         self.reset_on_expire = False
         self.remembers = False  # sequence numbers, so that both sides can be reset
         self.slow_start_ms = 0
-        self.carried = Carried()
+        self.carried = Tally()  #: conns of its dests, see Dest; kept where it has a max_conn
         self.dests: list[Dest] = []
         self.next_laddr = 0
         self.mss_clamp = 0  #: of its dests, see ipvs/mss.py
-        self.half_open = HalfOpen()
+        self.half_open = Tally()  #: of its conns; kept where it has a SYN proxy
         self.synproxy: SynPolicy | None = None
         self.conn_rate = 0  # new conns a second of one source; 0: any number
         self.conn_burst = 0
@@ -88,8 +89,8 @@ class Service:
             dest.reset_on_expire = self.reset_on_expire
             dest.limited = dest.max_conn != 0 or self.max_conn != 0
             if dest.carried is not self.carried:
-                dest.carried.conns -= dest.load()
-                self.carried.conns += dest.load()
+                dest.carried.count -= dest.load()
+                self.carried.count += dest.load()
                 dest.carried = self.carried
             dest.service_name = self.name
             dest.mss_clamp = self.mss_clamp

@@ -1,10 +1,6 @@
 cimport cython
 
 @cython.final
-cdef class HalfOpen:
-    cdef public long long count
-
-@cython.final
 cdef class SynPolicy:
     cdef public long long above, until
     cdef public int mss, less, wscale

@@ -11,15 +11,6 @@ RETIRED_MS = 2 * PERIOD_MS  #: how long a cookie can be good
 _RETIRED = cython.declare(cython.longlong, RETIRED_MS)
 
 
-class HalfOpen:
-    """How many conns of a service are half-open: in NONE, SYN_SENT, SYN_RECV or SYNACK. Rows of
-    services without a SYN proxy are not counted, nor are those that were born before it had one.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
 class SynPolicy:
     """A service's SYN proxy, one per worker.
 
@@ -41,7 +32,10 @@ class SynPolicy:
         self.until = -1
 
     def engaged(self, half_open: cython.longlong) -> cython.bint:
-        """Is the next SYN to be answered with a cookie? ``half_open`` is the service's count."""
+        """Is the next SYN to be answered with a cookie? ``half_open`` is how many conns the service
+        has in NONE, SYN_SENT, SYN_RECV or SYNACK, at all workers; those that were born before it
+        had a SYN proxy are not counted.
+        """
         if self.until >= 0:
             return False
         if self.above == 0:

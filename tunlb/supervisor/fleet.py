@@ -19,7 +19,7 @@ from typing import NamedTuple
 from tunlb.boot import Applied, Boot, encode, encode_pieces
 from tunlb.channel import pair, put_blob
 from tunlb.counters import Counters, Gauge
-from tunlb.ipvs.dest import ACTCONNS, INACTCONNS, STATS_SIZE
+from tunlb.ipvs.dest import ACTCONNS, INACTCONNS, STATS_SIZE, TEMPLATES
 from tunlb.keeper.client import KeeperError
 from tunlb.log import Logger
 from tunlb.shared import Shared
@@ -49,9 +49,9 @@ class Slot:
         self.counters = Counters(shared.counters)
 
     def carries(self, dest: int) -> bool:
-        """Whether the dest of this number has conns here."""
+        """Whether the dest, or the service, of this number has conns or templates here."""
         row = self.shared.dests[dest * STATS_SIZE : (dest + 1) * STATS_SIZE].cast("Q")
-        return bool(row[ACTCONNS] or row[INACTCONNS])
+        return bool(row[ACTCONNS] or row[INACTCONNS] or row[TEMPLATES])
 
     def beat(self) -> float:
         """When it last let time pass, in seconds."""
@@ -175,6 +175,7 @@ class Fleet:
                 slot.shared.stats_fd,
                 slot.mailbox[0],
                 *(other.mailbox[1] for other in self.slots),
+                *(other.shared.stats_fd for other in self.slots),
                 *self._means.queues(slot.number),
             ]
             return process.ask("boot", "prepared", fds)
@@ -280,10 +281,7 @@ class Fleet:
         self.log.error(
             "table_discarded", worker=slot.number, conns=slot.counters.gauge(Gauge.CONNS)
         )
-        former = slot.shared
-        shared = Shared.create(slot.number, former.conn_max)
-        shared.counters[:] = former.counters
-        slot.set_memory(shared)
+        slot.set_memory(slot.shared.discard_conns(slot.number))
         self._means.keeping.store(stored_memory(slot))
         if slot.spare is not None:
             slot.spare.kill(signal.SIGKILL)  # it has the old one

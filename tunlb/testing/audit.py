@@ -71,7 +71,7 @@ def audit_templates(director: Director) -> None:
         carried[id(dest.carried)] = carried.get(id(dest.carried), 0) + dest.load()
     for service in director.services():
         if service.max_conn and service.dests:
-            assert service.carried.conns == carried[id(service.carried)]
+            assert service.carried.count == carried[id(service.carried)]
 
 
 def extra(director: Director, row: int, word: int) -> int:

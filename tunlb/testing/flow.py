@@ -12,6 +12,7 @@ from tunlb.director import Director
 from tunlb.hook import Hook, Verdict
 from tunlb.ipvs.conn import ConnTable, hash_secret, table_size
 from tunlb.ipvs.dest import STATS_SIZE
+from tunlb.ipvs.rates import RATES_SIZE
 from tunlb.ipvs.sharding import Sharding
 from tunlb.neigh import NEIGH_ROWS_SIZE
 from tunlb.netif import Netif
@@ -42,6 +43,7 @@ class Memory:
         self.counters = bytearray(COUNTERS_SIZE)
         self.dests = bytearray(STATS_SIZE * 64)
         self.neighs = bytearray(NEIGH_ROWS_SIZE)
+        self.rates = bytearray(RATES_SIZE)
 
     def copy(self) -> Memory:
         """As it is now: what a worker that is killed now leaves."""
@@ -49,6 +51,7 @@ class Memory:
         made.conn_max = self.conn_max
         made.conns, made.counters = bytearray(self.conns), bytearray(self.counters)
         made.dests, made.neighs = bytearray(self.dests), bytearray(self.neighs)
+        made.rates = bytearray(self.rates)
         return made
 
 
@@ -60,9 +63,12 @@ def make_director(
     secret: bytes = b"test",
     memory: Memory | Shared | None = None,
     sharding: Sharding | None = None,
+    fleet: Sequence[Memory] = (),
     on_error: ErrorHandler = raise_on,
 ) -> Director:
-    """A director for a configuration, not started: no address is known before ``start(now)``."""
+    """A director for a configuration, not started: no address is known before ``start(now)``.
+    ``fleet`` are the memories of all workers, where there are several.
+    """
     config = loads(config_text)
     macs = {port.name: mac_of(i) for i, port in enumerate(config.ports) if port.type == "tap"}
     kept = memory or Memory(conn_max or config.tunlb.conn_max)
@@ -76,6 +82,8 @@ def make_director(
         hooks=hooks,
         dest_stats=None if memory is None else memoryview(memory.dests),
         neigh_rows=None if memory is None else memoryview(memory.neighs),
+        fleet=[memoryview(each.dests) for each in fleet],
+        rates=memoryview(fleet[0].rates) if fleet else None,
         sharding=sharding,
     )
 
@@ -101,6 +109,7 @@ class Rig:
         quiet: bool = True,
         memory: Memory | Shared | None = None,
         sharding: Sharding | None = None,
+        fleet: Sequence[Memory] = (),
         on_error: ErrorHandler = raise_on,
     ) -> None:
         self.director = make_director(
@@ -109,6 +118,7 @@ class Rig:
             conn_max=conn_max,
             memory=memory,
             sharding=sharding,
+            fleet=fleet,
             on_error=on_error,
         )
         self.now = now

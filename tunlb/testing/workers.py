@@ -29,11 +29,12 @@ class Workers:
             now=now,
             memory=self.memories[worker],
             sharding=Sharding(self.count, worker, self.keys),
+            fleet=self.memories,
         )
 
     def kill(self, worker: int) -> Rig:
         """The worker dies and is replaced by another one over what it left."""
-        self.memories[worker] = self.memories[worker].copy()
+        # Nobody calls the former one again: its memory is what it left, and the others see it.
         self.rigs[worker] = self._make(worker, self.rigs[worker].now)
         self.rigs[worker].director.adopt(self.rigs[worker].now)
         return self.rigs[worker]

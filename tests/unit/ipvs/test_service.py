@@ -159,11 +159,11 @@ def test_a_dest_counts_for_its_service(dest: Callable[..., Dest]) -> None:
     first.set_dests([found])
     for _ in range(3):
         more(found, 1)
-    assert (found.load(), first.carried.conns) == (3, 3)
+    assert (found.load(), first.carried.count) == (3, 3)
     second.set_dests([found])
-    assert (first.carried.conns, second.carried.conns) == (0, 3)
+    assert (first.carried.count, second.carried.count) == (0, 3)
     more(found, -1)
-    assert (found.inactconns, second.carried.conns) == (2, 2)
+    assert (found.inactconns, second.carried.count) == (2, 2)
     second.max_conn = 0
     second.set_dests([found])
     assert not found.limited

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tunlb.ipvs.dest import Dest
-from tunlb.ipvs.synpolicy import RETIRED_MS, HalfOpen, SynPolicy
+from tunlb.ipvs.synpolicy import RETIRED_MS, SynPolicy
+from tunlb.ipvs.tally import Tally
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_a_retired_one_only_accepts() -> None:
 
 
 def test_a_dest_takes_its_half_open_conns_along() -> None:
-    one, other = HalfOpen(), HalfOpen()
+    one, other = Tally(), Tally()
     dest = Dest(0, 4, 0, 0, 80)
     dest.half_opened(3)
     dest.count_in(None)

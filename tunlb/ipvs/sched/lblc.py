@@ -12,7 +12,7 @@ from collections import OrderedDict
 
 import cython
 
-from tunlb.ipvs.dest import ACTCONNS, Dest
+from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.scheduler import Scheduler
 from tunlb.packet import Packet
 
@@ -26,16 +26,15 @@ IDLE_MS = 24 * 3_600_000  #: a destination that nobody asked for so long is chos
 
 _ENTRIES = cython.declare(cython.Py_ssize_t, ENTRIES)
 _IDLE_MS = cython.declare(cython.longlong, IDLE_MS)
-_ACTCONNS = cython.declare(cython.int, ACTCONNS)
 
 
 def overloaded(dest: Dest, dests: list[Dest]) -> cython.bint:
     """Has it too many conns, and would another of ``dests`` hardly feel one more?"""
-    active: cython.longlong = dest.v[_ACTCONNS]
+    active: cython.longlong = dest.active()
     if active <= dest.weight:
         return False
     for other in dests:
-        active = other.v[_ACTCONNS]
+        active = other.active()
         if active * 2 < other.weight and other.valid():
             return True
     return False

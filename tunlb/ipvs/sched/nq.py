@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import cython
 
-from tunlb.ipvs.dest import ACTCONNS, Dest
+from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.scheduler import Scheduler
 from tunlb.packet import Packet
 
@@ -15,7 +15,6 @@ if cython.compiled:
 else:
     from tunlb.ipvs.sched.sed import soonest
 
-_ACTCONNS = cython.declare(cython.int, ACTCONNS)
 
 
 class NeverQueue(Scheduler):
@@ -23,7 +22,7 @@ class NeverQueue(Scheduler):
 
     def schedule(self, pkt: Packet, now: cython.longlong) -> Dest | None:
         for dest in self.dests:
-            if dest.v[_ACTCONNS] == 0 and dest.valid():
+            if dest.active() == 0 and dest.valid():
                 return dest
         return soonest(self.dests)
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import cython
 
-from tunlb.ipvs.dest import ACTCONNS, Dest
+from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.scheduler import Scheduler
 from tunlb.packet import Packet
 
-_ACTCONNS = cython.declare(cython.int, ACTCONNS)
 
 
 class Overflow(Scheduler):
@@ -25,7 +24,7 @@ class Overflow(Scheduler):
         active: cython.longlong
         for dest in self.dests:
             if dest.weight > weight and dest.valid():
-                active = dest.v[_ACTCONNS]
+                active = dest.active()
                 if active <= dest.weight:
                     highest = dest
                     weight = dest.weight

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import cython
 
-from tunlb.ipvs.dest import ACTCONNS, Dest
+from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.scheduler import Scheduler
 from tunlb.packet import Packet
 
-_ACTCONNS = cython.declare(cython.int, ACTCONNS)
 
 
 def soonest(dests: list[Dest]) -> Dest | None:
@@ -26,7 +25,7 @@ def soonest(dests: list[Dest]) -> Dest | None:
     delay: cython.longlong
     for dest in dests:
         if dest.valid():
-            delay = dest.v[_ACTCONNS] + 1
+            delay = dest.active() + 1
             if found is None or delay * found_weight < found_delay * dest.weight:
                 found = dest
                 found_delay = delay
