@@ -41,7 +41,7 @@ cdef class Drain:
     @cython.locals(port=Port)
     cdef bint _from_host(self, Packet pkt, Netif netif) except -1
     @cython.locals(port=Port)
-    cdef _mirror(self, Packet pkt, Netif netif, long long now)
+    cdef int _mirror(self, Packet pkt, Netif netif, long long now) except -1
     @cython.locals(mailbox=Mailbox, pkt=Packet, taken=cython.int, size=cython.int, got=cython.int, verdict=cython.int)
     cpdef int take_mail(self, long long now, int budget=*) except -1
     @cython.locals(port=Port, netif=Netif, peers=Peers)

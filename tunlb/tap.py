@@ -350,7 +350,7 @@ class Drain:
             frames += 1
             size += pkt.end - pkt.start
             if netif.port is None:
-                self._mirror(pkt, netif, now)
+                budget -= self._mirror(pkt, netif, now)
             elif self._from_host(pkt, netif.port):
                 self.director.counters.add(_HOST_OUT, 1)
         self.flush()
@@ -372,9 +372,9 @@ class Drain:
         trust(pkt)
         return port.write_packet(pkt)
 
-    def _mirror(self, pkt: Packet, netif: Netif, now: cython.longlong) -> None:
+    def _mirror(self, pkt: Packet, netif: Netif, now: cython.longlong) -> cython.int:
         """A frame through the director, and a copy of it as it came to the host, unless the frame
-        itself goes there.
+        itself goes there; what it costs of the burst beyond a frame.
         """
         start: cython.int = pkt.start
         to: bytes = bytes(pkt.mem[start : start + 6])
@@ -385,14 +385,18 @@ class Drain:
         copy += bytes(pkt.mem[start + 6 : pkt.end])
         verdict: cython.int = self.director.receive(pkt, now)
         passed: cython.bint = False
+        cost: cython.int = 0
         if verdict == _ACCEPT:
             passed = pkt.oif is netif.host
             self._send(pkt)
         elif verdict == _STOLEN and pkt.owner >= 0:
             self._hand_over(pkt)
+        elif verdict == _STOLEN and pkt.owner == _CUT:
+            cost = self._send_segments(pkt, now)
         port = None if netif.host is None else self._port_of(netif.host)
         if whole and not passed and port is not None:
             port.write_copy(copy)
+        return cost
 
     def mail(self) -> None:
         """What an event loop calls when the mailbox's descriptor is readable."""
@@ -469,6 +473,8 @@ class Drain:
                     self._send(pkt)
                 elif verdict == _STOLEN and pkt.owner >= 0:
                     self._hand_over(pkt)
+                elif verdict == _STOLEN and pkt.owner == _CUT:
+                    self._send_segments(pkt, now)
             # None of them waits again: what they caused is frames.
             self.flush()
         at = outbox.take_wake()

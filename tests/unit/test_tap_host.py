@@ -12,7 +12,7 @@ from tunlb.hook import Verdict
 from tunlb.mailbox import Mailbox, open_mailbox
 from tunlb.netif import Netif
 from tunlb.outbox import PLAIN_VNET
-from tunlb.packet import Packet
+from tunlb.packet import CUT, Packet
 from tunlb.tap import BURST_FRAMES, SHADOW, Drain
 from tunlb.wire.vnet import GSO_TCPV4, GSO_UDP_L4
 
@@ -167,6 +167,50 @@ def test_a_mirrored_frame_is_handed_over(site: Site) -> None:
     mailbox.close()
     other = Mailbox(boxes[1][0], [], site.counters)
     other.close()
+
+
+class Cutter(ScriptedDirector):
+    """Makes ``left`` packets of the one that it has."""
+
+    left = 0
+
+    def segment(self, pkt: Packet, now: int) -> int:
+        self.left -= 1
+        if self.left < 0:
+            return -1
+        pkt.owner = -1
+        return Verdict.ACCEPT
+
+    def resume(self, pkt: Packet, now: int) -> int:
+        pkt.owner = CUT
+        return self.act(pkt)
+
+
+def cutting(site: Site) -> Cutter:
+    def act(pkt: Packet) -> int:
+        pkt.owner, pkt.oif, made.left = CUT, site.other.netif, 3
+        return Verdict.STOLEN
+
+    made = Cutter(site.counters, act)
+    site.drain.director = made
+    return made
+
+
+def test_a_mirrored_frame_is_cut(site: Site) -> None:
+    cutting(site)
+    site.mirrored()
+    site.port.send(*[site.mac + PEER + REST] * BURST_FRAMES)
+    assert site.drain.run(site.port.port, 0) == BURST_FRAMES // 2, "a cut frame costs two"
+    assert len(site.other.received()) == 3 * BURST_FRAMES // 2
+    assert len(site.host.received()) == BURST_FRAMES // 2
+
+
+def test_a_fragment_that_goes_on_is_cut(site: Site) -> None:
+    made = cutting(site)
+    frame = PLAIN_VNET + site.mac + PEER + REST
+    made.outbox.resume([(site.port.netif, frame, 0, False)])
+    site.drain.flush()
+    assert len(site.other.received()) == 3
 
 
 @pytest.mark.parametrize("length", [0, 5, 13])
