@@ -235,6 +235,7 @@ class Event(_Sentence):
         67,
         "Conns ended because their dest was removed or made quiescent, or their laddr removed.",
     )
+    FRAGMENTS_CUT = 68, "Fragments cut from packets without DF that are too large for a tunnel."
 
 
 class Gauge(_Sentence):

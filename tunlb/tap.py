@@ -469,11 +469,7 @@ class Drain:
                 pkt.load(frame, netif)
                 pkt.mark = mark
                 pkt.handed = handed
-                verdict = self.director.resume(pkt, now)
-                if verdict == _ACCEPT:
-                    self._send(pkt)
-                elif verdict == _STOLEN and pkt.owner >= 0:
-                    self._hand_over(pkt)
+                self._carry_out(pkt, self.director.resume(pkt, now), now)
             # None of them waits again: what they caused is frames.
             self.flush()
         at = outbox.take_wake()

@@ -169,8 +169,9 @@ def test_the_smallest_path(net: Net) -> None:
         ({4: (11, 0), 6: (3, 0)}, {4: (11, 0), 6: (3, 0)}),
         ({4: (3, 5), 6: (4, 0)}, None),
         ({4: (12, 0), 6: (4, 1)}, None),
+        ({4: (11, 1), 6: (3, 1)}, None),
     ],
-    ids=["host", "protocol", "port", "ttl", "source-route", "parameter"],
+    ids=["host", "protocol", "port", "ttl", "source-route", "parameter", "reassembly"],
 )
 def test_other_errors(
     net: Net, outer: Net, error: dict[int, tuple[int, int]], said: dict[int, tuple[int, int]] | None
@@ -197,6 +198,63 @@ def test_a_quote_too_short_of_another_error(net: Net, outer: Net) -> None:
     about = path.wrote()[: (20 if outer.af == 4 else 40) + 16]
     kind = (3, 1) if outer.af == 4 else (1, 3)
     dropped(path.rig, "lan", path.error(kind, 0, about), "TUNNEL_ERROR")
+
+
+@WAYS
+@pytest.mark.parametrize("workers", [1, 2])
+def test_about_a_ping(net: Net, outer: Net, workers: int) -> None:
+    text = balanced(net, outer, "icmp").replace('"vport": 80, ', "")
+    made = Workers(text, workers)
+    number = 8 if net.af == 4 else 128
+    kind = TOO_BIG[outer.af]
+    for rig in made.rigs:
+        rig.advance(3000)
+    before = dict(made.counters())
+
+    def ping(size: int) -> list[Sent]:
+        request = frames.icmp(number, 0, 0x12340001, bytes(size))
+        packet = frames.ip(net.remote, net.vip, request)
+        return made.receive(0, "wan", vnet(frames.eth(WAN_MAC, ROUTER_MAC, payload=packet)))
+
+    about = finished(ping(1372)[0].frame)[14:]
+    told = []
+    for worker in range(workers):
+        packet = frames.ip(ROUTERS[outer.af], outer.lan, frames.icmp(*kind, 1400, about[:300]))
+        told += made.receive(worker, "lan", vnet(frames.eth(LAN_MAC, DEST_MAC, payload=packet)))
+    assert len(told) == workers
+    room = 1400 - (20 if outer.af == 4 else 40)
+    check(
+        told[0].frame,
+        ip(saddr=net.vip, daddr=net.remote),
+        icmp(type=TOO_BIG[net.af][0], info=room),
+        quoted(ip(saddr=net.remote, daddr=net.vip), icmp(type=number)),
+    )
+    assert (
+        moved(before, dict(made.counters()))["TUNNEL_PMTU"] == 1
+    )  # who sends nothing there need not know
+    check(ping(1372)[0].frame, icmp(type=TOO_BIG[net.af][0], info=room))
+
+
+@WAYS
+@pytest.mark.parametrize("what", ["later", "error", "options"])
+def test_an_inner_packet_that_no_conn_is_found_by(net: Net, outer: Net, what: str) -> None:
+    """It teaches the path, as a quote does that is too short."""
+    path = Path(net, outer)
+    about = bytearray(path.wrote(1370))
+    at = 20 if outer.af == 4 else 40
+    if what == "later" and net.af == 4:
+        about[at + 6 : at + 8] = b"\0\x64"
+    elif net.af == 4:
+        about[at + 9] = 1 if what == "error" else 51
+    else:
+        about[at + 6] = {"later": 44, "error": 58, "options": 60}[what]
+    if net.af == 4:
+        about[at + 10 : at + 12] = b"\0\0"
+        value = frames.checksum(bytes(about[at : at + 20]))
+        about[at + 10 : at + 12] = value.to_bytes(2, "big")
+    before = path.rig.counters()
+    assert path.too_big(1400, bytes(about)) == (Verdict.DROP, [])
+    assert moved(before, path.rig.counters()) == {"drop.TUNNEL_ERROR": 1, "TUNNEL_PMTU": 1}
 
 
 def test_forged_quotes(net: Net) -> None:

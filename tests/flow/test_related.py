@@ -11,6 +11,7 @@ from tests.flow.kit import (
     LAN_MAC,
     ROUTER_MAC,
     V4,
+    V6,
     WAN_MAC,
     Conn,
     Net,
@@ -26,6 +27,8 @@ from tunlb.testing.frames import eth, vnet
 from tunlb.testing.frames import icmp as message
 from tunlb.testing.frames import ip as packet
 from tunlb.testing.frames import tcp as segment
+from tunlb.testing.frames import udp as datagram
+from tunlb.testing.parser import Ip, Udp
 
 # name: type, code, second word, for IPv4 and IPv6
 KINDS: dict[str, dict[int, tuple[int, int, int]]] = {
@@ -232,3 +235,66 @@ def test_to_another_station(net: Net) -> None:
     number, code, info = KINDS["too-big"][net.af]
     body = packet(net.dest, net.laddr, message(number, code, info, about))
     dropped(rig, "lan", vnet(eth("02:00:00:00:00:99", DEST_MAC, payload=body)), "OTHERHOST")
+
+
+# -- IPv6: what lies between the quoted header and the ports
+
+FRAGMENT_HEADER = (44, bytes((0, 0, 1)) + (77).to_bytes(4, "big"))  # the first one, more follow
+EXTENSIONS = {
+    "fragment": (FRAGMENT_HEADER,),
+    "options": ((60, bytes(7)),),
+    "both": ((60, bytes(15)[:7]), FRAGMENT_HEADER),
+}
+
+
+def answer(conn: Conn, extensions: tuple[tuple[int, bytes], ...]) -> bytes:
+    """What left us for the client, with headers in between."""
+    return packet(
+        conn.vaddr,
+        conn.caddr,
+        datagram(80, conn.cport, b"12345678" * 20),
+        extensions=extensions,
+    )
+
+
+@pytest.mark.parametrize("extensions", EXTENSIONS.values(), ids=EXTENSIONS)
+@pytest.mark.parametrize("mode", ["fnat", "nat", "dr"])
+def test_behind_extension_headers(mode: str, extensions: tuple[tuple[int, bytes], ...]) -> None:
+    """A fragmented answer that is too large somewhere: its sender has to hear of it."""
+    rig = Rig(balanced(V6, "udp", mode))
+    conn = Conn(rig, V6, "udp", mode).establish()
+    before = conn.counted()
+    raw = error(V6, "too-big", "2001:db8:77::1", V6.vip, answer(conn, extensions), "wan")
+    sent = one(rig.receive("wan", raw))
+    seen = check(sent.frame, icmp(type=2, code=0, info=1280))
+    quote = seen.quoted
+    assert quote is not None
+    head = quote.find(Ip)
+    ports = quote.find(Udp)
+    assert isinstance(head, Ip)
+    assert isinstance(ports, Udp)
+    expected = (V6.vip, 80) if mode == "dr" else (V6.dest, 8080)
+    assert (head.saddr, ports.sport) == expected
+    assert rig.counters() == before | {"ICMP_RELATED": 1}
+
+
+def test_a_quoted_later_fragment(net: Net) -> None:
+    """It has no ports."""
+    rig = Rig(balanced(net, "udp"))
+    conn = Conn(rig, net, "udp").establish()
+    if net.af == 6:
+        later = (44, bytes((0, 0x10, 0)) + (77).to_bytes(4, "big"))
+        about = answer(conn, (later,))
+    else:
+        about = packet(conn.vaddr, conn.caddr, bytes(64), proto=17, fragment=1480, df=False)
+    raw = error(net, "too-big", conn.caddr, net.vip, about, "wan")
+    dropped(rig, "wan", raw, "ICMP_INVALID")
+
+
+@pytest.mark.parametrize("cut", range(40, 64))
+def test_a_quote_that_ends_in_its_headers(cut: int) -> None:
+    rig = Rig(balanced(V6, "udp"))
+    conn = Conn(rig, V6, "udp").establish()
+    about = answer(conn, EXTENSIONS["both"])[:cut]
+    raw = error(V6, "too-big", conn.caddr, V6.vip, about, "wan")
+    dropped(rig, "wan", raw, "ICMP_INVALID")

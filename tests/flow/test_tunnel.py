@@ -28,6 +28,7 @@ from tunlb.testing import frames
 from tunlb.testing.checkers import check, ether, icmp, ip, quoted
 from tunlb.testing.flow import Memory
 from tunlb.testing.frames import Flow, vnet
+from tunlb.testing.workers import Workers
 from tunlb.wiring import pair
 
 OVERHEAD = {
@@ -133,7 +134,18 @@ def test_df_is_copied_and_else_ids_differ(df: bool) -> None:
         for f in ("S", "A", "A")
     ]
     assert {one.df for one in seen} == {df}
-    assert [one.ident for one in seen] == ([0, 0, 0] if df else [1, 2, 3])
+    assert [one.ident for one in seen] == ([0, 0, 0] if df else [0, 1, 2])
+
+
+def test_workers_do_not_use_an_id_twice() -> None:
+    """They share the outer addresses, by which fragments are put together."""
+    workers = Workers(balanced(V4, V4, "udp"), 3)
+    idents = []
+    for n in range(60):
+        raw = vnet(flow_of(V4, 40000 + n).udp(ip={"df": False}))
+        idents += [unwrapped(one.frame).ident for one in workers.receive(0, "wan", raw)]
+    assert {rig.director.ipvs.conns.count > 0 for rig in workers.rigs} == {True}
+    assert len(set(idents)) == 60
 
 
 def test_ipv6_in_ipv4_is_not_fragmented() -> None:

@@ -8,6 +8,8 @@ cdef class FarEnd:
     cdef public Addresses known
 
     cpdef int room(self, int mtu) noexcept
+    cpdef bint leaves_df_out(self, int mtu) noexcept
+    cdef int _least(self) noexcept
 
 cdef class Paths:
     cdef public dict known

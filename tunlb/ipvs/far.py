@@ -44,7 +44,7 @@ class FarEnd:
         self.src_hi = 0
         self.src = 0
         self.reason = 0
-        self.narrow = False
+        self.narrow = False  # for the present path: see leaves_df_out
         self.known: Addresses | None = None
 
     def room(self, mtu: cython.int) -> cython.int:
@@ -53,13 +53,16 @@ class FarEnd:
         An IPv4 outer header can leave the rest to the routers' fragmentation, so that no less is
         told to anybody than every link takes (RFC 4213 section 3.2.2).
         """
-        room: cython.int = mtu - self.overhead
-        least: cython.int = 68 if self.inner_af == 4 else 1280
-        self.narrow = False
-        if room < least and self.af == 4:
-            self.narrow = True
-            return least
-        return room if room > 0 else 0
+        if self.leaves_df_out(mtu):
+            return self._least()
+        return mtu - self.overhead if mtu > self.overhead else 0
+
+    def leaves_df_out(self, mtu: cython.int) -> cython.bint:
+        """Must the outer packet be one that routers may fragment?"""
+        return self.af == 4 and mtu - self.overhead < self._least()
+
+    def _least(self) -> cython.int:
+        return 68 if self.inner_af == 4 else 1280
 
 
 class Paths:

@@ -27,6 +27,7 @@ from tunlb.ipvs.conn import (
     D_PORTS,
     H_DELTA,
     H_FLAGS,
+    H_MTU,
     NO_REWRITE,
     XMIT,
 )
@@ -86,6 +87,7 @@ _D_DEST = cython.declare(cython.longlong, D_DEST)
 _D_PORTS = cython.declare(cython.longlong, D_PORTS)
 _H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
 _H_DELTA = cython.declare(cython.longlong, H_DELTA)
+_H_MTU = cython.declare(cython.longlong, H_MTU)
 
 Key = tuple[int, int, int, int, int, int]
 Source = tuple[int, int]
@@ -306,6 +308,9 @@ class Fragments:
             mode: Mode = transmit.modes[conns.b[row * 128 + _B_FWDMODE]]
             if not mode.takes_fragments:
                 return pkt.drop(_FRAGMENT)
+            if mode.cuts and length > conns.h[row * 64 + _H_MTU + direction]:
+                self.counters.add(_SEEN_LATER, 1)
+                return transmit._cut(pkt, row, direction, dest, length)
             reason: cython.int = mode.xmit(pkt, conns, row, direction, dest, now)
             if reason != 0:
                 return pkt.drop(reason)

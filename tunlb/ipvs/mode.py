@@ -29,7 +29,8 @@ _D_PORTS = cython.declare(cython.longlong, D_PORTS)
 class Mode:
     """A forwarding mode; ``number`` is IPVS' (see ipvs.dest), ``flags`` what it sets in a row.
 
-    ``cuts``: offloaded frames come to :meth:`xmit` in segments.
+    ``cuts``: offloaded frames come to :meth:`xmit` in segments, and IPv4 packets without DF that
+    are too large in fragments.
     """
 
     number = -1

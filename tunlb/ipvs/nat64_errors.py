@@ -77,8 +77,7 @@ def translate(
     l4: cython.int = related.inner_l4(pkt)
     proto: cython.int = related.inner_proto(pkt)
     length: cython.int = pkt.be16(at + (4 if v6 else 2))
-    if not v6:
-        length = max(0, length - (l4 - at))
+    length = max(0, length - (l4 - at - (40 if v6 else 0)))
     length = min(length, 65515)
     inner_tos: cython.int = headers.traffic_class(pkt, at, pkt.af)
     inner_ttl: cython.int = pkt.p[at + (7 if v6 else 8)]

@@ -25,7 +25,14 @@ from tunlb.ipvs.sharding import Sharding
 from tunlb.ipvs.xmit.tunnel import Tunnel
 from tunlb.neigh import NeighTable
 from tunlb.netif import Addresses
-from tunlb.packet import Packet
+from tunlb.packet import (
+    IPPROTO_ICMP,
+    IPPROTO_ICMPV6,
+    IPPROTO_SCTP,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    Packet,
+)
 from tunlb.peers import Peers
 
 if cython.compiled:
@@ -42,6 +49,8 @@ NOT_OURS = -1
 _MESSAGE = struct.Struct(">B3xIQQ")
 _MAPPED = 0xFFFF_0000_0000
 _DROPPED = DropReason.TUNNEL_ERROR
+_WITH_PORTS = frozenset((IPPROTO_TCP, IPPROTO_UDP, IPPROTO_SCTP))
+_PINGS = frozenset(((4, IPPROTO_ICMP, 8), (6, IPPROTO_ICMPV6, 128)))
 _TOO_BIG, _UNREACHABLE, _EXPIRED, _OTHER = range(4)
 
 
@@ -49,7 +58,8 @@ class Quote:
     """The outer packet that an error quotes, and the inner one as far as it is there.
 
     ``inner`` is where that begins, ``end`` where it ends in the quote; -1 when it is cut off before
-    its ports. Addresses are (hi, lo).
+    its ports, or has none that a conn is found by: a later fragment, an ICMP error, an extension
+    header. Addresses are (hi, lo), ``ports`` as in a key.
     """
 
     def __init__(self, pkt: Packet) -> None:
@@ -59,6 +69,7 @@ class Quote:
         self.length = pkt.be16(at + 2) if pkt.af == 4 else 40 + pkt.be16(at + 4)
         self.proto = int(related.inner_proto(pkt))
         self.inner = -1
+        self.ports = 0
         self.af = self.l4 = self.end = self.inner_proto = self.inner_length = 0
         self.caddr = self.vaddr = (0, 0)
         l4 = int(related.inner_l4(pkt))
@@ -78,6 +89,8 @@ class Quote:
             header = (pkt.p[at] & 15) * 4
             if header < 20 or room < header + 8 or checksum.sum16(pkt, at, header) != 0xFFFF:
                 return
+            if pkt.be16(at + 6) & 0x1FFF:
+                return
             length = pkt.be16(at + 2)
             self.inner_proto = pkt.p[at + 9]
         elif version == 6 and room >= 48:
@@ -85,15 +98,25 @@ class Quote:
             self.inner_proto = pkt.p[at + 6]
         else:
             return
-        if length < header + 8:
+        self.l4 = at + header
+        if length < header + 8 or not self._find_ports(pkt, version):
             return
         self.af = version
-        self.l4 = at + header
         self.end = min(pkt.end, at + length)
         self.inner_length = length
         self.caddr = _address(pkt, at, version, 0)
         self.vaddr = _address(pkt, at, version, 1)
         self.inner = at
+
+    def _find_ports(self, pkt: Packet, version: int) -> bool:
+        """Of a question, a ping has its identifier (see wire/icmp.py)."""
+        if self.inner_proto in _WITH_PORTS:
+            self.ports = pkt.be32(self.l4)
+            return True
+        if (version, self.inner_proto, pkt.p[self.l4]) in _PINGS:
+            self.ports = pkt.be16(self.l4 + 4) << 16
+            return True
+        return False
 
 
 def _address(pkt: Packet, at: int, af: int, which: int) -> tuple[int, int]:
@@ -154,7 +177,7 @@ class OuterErrors:
         conns = self.life.conns
         chi, clo = quote.caddr
         vhi, vlo = quote.vaddr
-        entry = conns.find(chi, clo, vhi, vlo, pkt.be32(quote.l4), quote.inner_proto)
+        entry = conns.find(chi, clo, vhi, vlo, quote.ports, quote.inner_proto)
         if entry < 0 or entry & 1:
             return None
         row = entry >> 1
@@ -166,11 +189,13 @@ class OuterErrors:
     def _elsewhere(self, pkt: Packet, quote: Quote, addresses: Addresses) -> int:
         """It may be about a conn of another worker."""
         if self.sharding is not None and not pkt.handed:
-            sport, dport = pkt.be16(quote.l4), pkt.be16(quote.l4 + 2)
             chi, clo = quote.caddr
             vhi, vlo = quote.vaddr
-            owner = self.sharding.owner(addresses, chi, clo, sport, vhi, vlo, dport)
-            if owner >= 0 and owner != self.sharding.worker:
+            sport, dport = quote.ports >> 16, quote.ports & 0xFFFF
+            owner = 0  # pings are its
+            if quote.inner_proto in _WITH_PORTS:
+                owner = self.sharding.owner(addresses, chi, clo, sport, vhi, vlo, dport)
+            if owner != self.sharding.worker:
                 pkt.owner = owner
                 return 2
         return pkt.drop(DropReason.ICMP_UNRELATED)
@@ -215,6 +240,7 @@ class OuterErrors:
         pkt.end = quote.end
         pkt.af = quote.af
         pkt.proto = quote.inner_proto
+        pkt.icmp_type = pkt.p[quote.l4]  # of a ping; the error's own would forbid to tell anybody
         pkt.saddr_hi, pkt.saddr = quote.caddr
         pkt.daddr_hi, pkt.daddr = quote.vaddr
         return pkt.drop_with_error(_DROPPED, error[0], error[1], info)
@@ -239,16 +265,18 @@ class OuterErrors:
 
 
 def _meaning(pkt: Packet) -> tuple[int, int]:
-    """What the error says, and the MTU."""
+    """What the error says, and the MTU. That fragments of an outer packet got lost (time exceeded,
+    code 1) is no word about the client's TTL.
+    """
     kind, code = pkt.icmp_type, pkt.p[pkt.l4 + 1]
     if pkt.af == 4:
         if kind == 3 and code == 4:
             return _TOO_BIG, pkt.be16(pkt.l4 + 6)
         if kind == 3 and code != 5:
             return _UNREACHABLE, 0
-        return (_EXPIRED, 0) if kind == 11 else (_OTHER, 0)
+        return (_EXPIRED, 0) if kind == 11 and code == 0 else (_OTHER, 0)
     if kind == 2:
         return _TOO_BIG, min(pkt.be32(pkt.l4 + 4), 65535)
     if kind == 1:
         return _UNREACHABLE, 0
-    return (_EXPIRED, 0) if kind == 3 else (_OTHER, 0)
+    return (_EXPIRED, 0) if kind == 3 and code == 0 else (_OTHER, 0)

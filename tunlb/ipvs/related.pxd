@@ -9,6 +9,8 @@ from tunlb.packet cimport Bytes, Packet
 @cython.locals(p=Bytes)
 cpdef int inner_l4(Packet pkt) noexcept
 cpdef int inner_proto(Packet pkt) noexcept
+@cython.locals(p=Bytes)
+cdef int _transport_v6(Packet pkt) noexcept
 cpdef long long find(Packet pkt, ConnTable conns) noexcept
 cpdef bint known(Packet pkt, int l4, int proto) noexcept
 cpdef unsigned int reversed_ports(Packet pkt, int l4, int proto) noexcept

@@ -23,6 +23,14 @@ from tunlb.packet import (
     Packet,
 )
 from tunlb.route import RouteTable
+from tunlb.wire.ipv6 import (
+    AUTH,
+    DEST_OPTIONS,
+    FRAGMENT,
+    HOP_BY_HOP,
+    MAX_EXTENSIONS,
+    ROUTING,
+)
 
 if cython.compiled:
     from cython.cimports.tunlb.ipvs import client_address, echo, rewrite
@@ -48,6 +56,12 @@ _ICMP = cython.declare(cython.int, IPPROTO_ICMP)
 _ICMPV6 = cython.declare(cython.int, IPPROTO_ICMPV6)
 _UDP = cython.declare(cython.int, IPPROTO_UDP)
 _SCTP = cython.declare(cython.int, IPPROTO_SCTP)
+_HOP_BY_HOP = cython.declare(cython.int, HOP_BY_HOP)
+_ROUTING = cython.declare(cython.int, ROUTING)
+_FRAGMENT_HEADER = cython.declare(cython.int, FRAGMENT)
+_AUTH = cython.declare(cython.int, AUTH)
+_DEST_OPTIONS = cython.declare(cython.int, DEST_OPTIONS)
+_MAX_EXTENSIONS = cython.declare(cython.int, MAX_EXTENSIONS)
 
 
 def inner_l4(pkt: Packet) -> cython.int:
@@ -65,12 +79,52 @@ def inner_l4(pkt: Packet) -> cython.int:
             return -1
     elif pkt.end - at < 40 or p[at] >> 4 != 6:
         return -1
+    else:
+        header = _transport_v6(pkt) >> 8
+        if header < 0:
+            return -1
     # RFC 792 promises 8 bytes of the transport header.
     return at + header if pkt.end - at - header >= 8 else -1
 
 
 def inner_proto(pkt: Packet) -> cython.int:
-    return pkt.p[pkt.l4 + 8 + (9 if pkt.af == 4 else 6)]
+    """The quoted packet's transport; ask :func:`inner_l4` first."""
+    if pkt.af == 4:
+        return pkt.p[pkt.l4 + 8 + 9]
+    return _transport_v6(pkt) & 0xFF
+
+
+def _transport_v6(pkt: Packet) -> cython.int:
+    """Bytes of all headers before the quoted transport << 8 | its number; -1 when they are cut off,
+    too many, or those of a later fragment.
+    """
+    p = pkt.p
+    at: cython.int = pkt.l4 + 8
+    header: cython.int = p[at + 6]
+    length: cython.int = 40
+    size: cython.int
+    for _ in range(_MAX_EXTENSIONS + 1):
+        if (
+            header != _HOP_BY_HOP
+            and header != _ROUTING
+            and header != _FRAGMENT_HEADER
+            and header != _AUTH
+            and header != _DEST_OPTIONS
+        ):
+            return (length << 8) | header
+        if at + length + 8 > pkt.end:
+            return -1
+        if header == _FRAGMENT_HEADER:
+            if pkt.be16(at + length + 2) & 0xFFF8:
+                return -1
+            size = 8
+        elif header == _AUTH:
+            size = (p[at + length + 1] + 2) * 4
+        else:
+            size = (p[at + length + 1] + 1) * 8
+        header = p[at + length]
+        length += size
+    return -1
 
 
 def find(pkt: Packet, conns: ConnTable) -> cython.longlong:
@@ -178,7 +232,7 @@ def translate(pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cy
     rewrite.put_addresses(pkt, at, q[other], q[other + 1], q[other + 2], q[other + 3], addresses)
     field: cython.int = l4 + (16 if proto == _TCP else 6)
     if proto == _SCTP:
-        length: cython.int = pkt.be16(at + 2) + at - l4 if pkt.af == 4 else pkt.be16(at + 4)
+        length: cython.int = at - l4 + (pkt.be16(at + 2) if pkt.af == 4 else 40 + pkt.be16(at + 4))
         sctp.put_ports(pkt, l4, ports, max(length, 0), pkt.end)
         field = pkt.end
     elif proto == _TCP or proto == _UDP:

@@ -11,6 +11,7 @@ from tunlb.neigh cimport NeighEntry, NeighTable
 from tunlb.outbox cimport Sender
 from tunlb.packet cimport Packet
 from tunlb.route cimport Route, RouteTable
+from tunlb.wire.pieces cimport Pieces
 from tunlb.wire.segment cimport Segments
 
 @cython.final
@@ -24,12 +25,15 @@ cdef class Transmit:
     cdef public list dests, modes
     cdef public ConnTimers timers
     cdef public Segments segments
+    cdef public Pieces pieces
     cdef long long _cut_row
     cdef Dest _cut_dest
+    cdef int _cut_room
     cdef public Proxying proxying
 
     @cython.locals(conns=ConnTable)
     cdef int admit(self, Packet pkt, long long row, int direction, long long now) except -1
+    cdef bint _divides(self, Packet pkt, long long row) except -1
     @cython.locals(conns=ConnTable)
     cdef _resolve(self, long long row, long long now)
     @cython.locals(conns=ConnTable)

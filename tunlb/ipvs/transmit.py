@@ -61,9 +61,10 @@ from tunlb.ipvs.protocol import (
 from tunlb.ipvs.proxying import Proxying
 from tunlb.neigh import NeighEntry, NeighTable
 from tunlb.outbox import Sender
-from tunlb.packet import CUT, IPPROTO_TCP, IPPROTO_UDP, Packet
+from tunlb.packet import CUT, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, Packet
 from tunlb.route import Route, RouteTable
 from tunlb.wire.icmp import ERR_NET_UNREACHABLE, ERR_TIME_EXCEEDED, ERR_TOO_BIG
+from tunlb.wire.pieces import Pieces
 from tunlb.wire.segment import Segments
 
 if cython.compiled:
@@ -78,6 +79,7 @@ _STOLEN = cython.declare(cython.int, Verdict.STOLEN)
 _CUT = cython.declare(cython.int, CUT)
 _TCP = cython.declare(cython.int, IPPROTO_TCP)
 _UDP = cython.declare(cython.int, IPPROTO_UDP)
+_ICMP = cython.declare(cython.int, IPPROTO_ICMP)
 _INBOUND = cython.declare(cython.int, INBOUND)
 _ONEWAY = cython.declare(cython.int, ONEWAY)
 _ACTIVE = cython.declare(cython.int, ACTIVE)
@@ -108,6 +110,7 @@ _ERR_NET = cython.declare(cython.int, ERR_NET_UNREACHABLE)
 _ERR_MTU = cython.declare(cython.int, ERR_TOO_BIG)
 _MSS_CLAMPED = cython.declare(cython.int, Event.MSS_CLAMPED)
 _SEGMENTS_CUT = cython.declare(cython.int, Event.SEGMENTS_CUT)
+_FRAGMENTS_CUT = cython.declare(cython.int, Event.FRAGMENTS_CUT)
 _PROXY_PIECES = cython.declare(cython.int, Event.PROXY_PIECES)
 _IN_PACKETS = cython.declare(cython.int, Event.IPVS_IN_PACKETS)
 _IN_BYTES = cython.declare(cython.int, Event.IPVS_IN_BYTES)
@@ -156,8 +159,10 @@ class Transmit:
         self.neighs = neighs
         self.routes = routes
         self.segments = Segments()
-        self._cut_row = -1  # whose frame is in segments
+        self.pieces = Pieces()
+        self._cut_row = -1  # whose frame is in segments, or in pieces
         self._cut_dest = NO_DEST
+        self._cut_room = 0  # bytes that each of them may have
 
     def admit(
         self, pkt: Packet, row: cython.longlong, direction: cython.int, now: cython.longlong
@@ -180,11 +185,24 @@ class Transmit:
         if pkt.ttl <= 1:
             icmp.refuse(pkt, _TTL_EXCEEDED, _ERR_TTL, 0)
             return 1
-        if pkt.wire_length() > conns.h[row * 64 + _H_MTU + direction]:
+        if pkt.wire_length() > conns.h[row * 64 + _H_MTU + direction] and not self._divides(
+            pkt, row
+        ):
             icmp.refuse(pkt, _MTU_EXCEEDED, _ERR_MTU, conns.h[row * 64 + _H_MTU + direction])
             return 1
         pkt.neigh = neigh
         return 0
+
+    def _divides(self, pkt: Packet, row: cython.longlong) -> cython.bint:
+        """Will a packet that is too large be sent in fragments? Of the modes, those that cut do it;
+        no ICMP error is worth it.
+        """
+        if not self.conns.h[row * 64 + _H_FLAGS] & _XMIT:
+            return False
+        mode: Mode = self.modes[self.conns.b[row * 128 + _B_FWDMODE]]
+        if not mode.cuts or pkt.af != 4 or pkt.p[pkt.l3 + 6] & 0x40:
+            return False
+        return pkt.proto != _ICMP or pkt.fragment != 0 or not icmp.is_error(pkt)
 
     def _resolve(self, row: cython.longlong, now: cython.longlong) -> None:
         """Route and neighbour of both directions: INBOUND towards the dest, OUTBOUND towards the
@@ -346,7 +364,9 @@ class Transmit:
             mode: Mode = self.modes[self.conns.b[row * 128 + _B_FWDMODE]]
             if pkt.fragment != 0 and not mode.takes_fragments:
                 return pkt.drop(_FRAGMENT)
-            if pkt.gso_type != 0 and mode.cuts:
+            if mode.cuts and (
+                pkt.gso_type != 0 or pkt.end - pkt.l3 > self.conns.h[row * 64 + _H_MTU + direction]
+            ):
                 return self._cut(pkt, row, direction, dest, length)
             reason = mode.xmit(pkt, self.conns, row, direction, dest, now)
             if reason != 0:
@@ -362,8 +382,15 @@ class Transmit:
         dest: Dest,
         length: cython.int,
     ) -> cython.int:
-        """STOLEN: whoever writes frames asks for one segment after the other."""
-        reason: cython.int = self.segments.begin(pkt)
+        """STOLEN: whoever writes frames asks for one segment or fragment after the other."""
+        self._cut_room = self.conns.h[row * 64 + _H_MTU + direction]
+        self.segments.left = 0
+        self.pieces.left = 0
+        reason: cython.int
+        if pkt.gso_type != 0:
+            reason = self.segments.begin(pkt)
+        else:
+            reason = self.pieces.begin(pkt, self._cut_room)
         if reason != 0:
             return pkt.drop(reason)
         self._cut_row = row
@@ -373,16 +400,24 @@ class Transmit:
         return _STOLEN
 
     def next_segment(self, pkt: Packet, now: cython.longlong) -> cython.int:
-        """Make ``pkt`` the next segment of the frame that was stolen to be cut: ACCEPT with
-        ``neigh`` still set, DROP, or -1 when that was all.
+        """Make ``pkt`` the next segment, or fragment of one, of the frame that was stolen to be
+        cut: ACCEPT with ``neigh`` still set, DROP, or -1 when that was all.
         """
-        if not self.segments.next(pkt):
+        reason: cython.int
+        if self.pieces.next(pkt):
+            self.counters.add(_FRAGMENTS_CUT, 1)
+        elif self.segments.next(pkt):
+            self.counters.add(_SEGMENTS_CUT, 1)
+            if pkt.end - pkt.l3 > self._cut_room:
+                reason = self.pieces.begin(pkt, self._cut_room)
+                if reason != 0:
+                    return pkt.drop(reason)
+                self.pieces.next(pkt)
+                self.counters.add(_FRAGMENTS_CUT, 1)
+        else:
             return -1
-        self.counters.add(_SEGMENTS_CUT, 1)
         mode: Mode = self.modes[self.conns.b[self._cut_row * 128 + _B_FWDMODE]]
-        reason: cython.int = mode.xmit(
-            pkt, self.conns, self._cut_row, _INBOUND, self._cut_dest, now
-        )
+        reason = mode.xmit(pkt, self.conns, self._cut_row, _INBOUND, self._cut_dest, now)
         return _ACCEPT if reason == 0 else pkt.drop(reason)
 
     def _send_apart(

@@ -182,8 +182,11 @@ class Rig:
         for netif, frame, mark, handed in outbox.take_resumed():
             pkt.load(frame, netif)
             pkt.mark, pkt.handed = mark, handed
-            if self.director.resume(pkt, self.now) == Verdict.ACCEPT:
+            verdict = self.director.resume(pkt, self.now)
+            if verdict == Verdict.ACCEPT:
                 sent.append(self.written(pkt))
+            elif verdict == Verdict.STOLEN and pkt.owner == CUT:
+                sent += self.segments()
         return sent + self.frames()
 
     def frames(self) -> list[Sent]:

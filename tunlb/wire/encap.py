@@ -97,6 +97,7 @@ def push(
         _header_v6(pkt, proto, tos, flow >> 12)
     pkt.af = af
     pkt.proto = proto
+    pkt.fragment = 0
     if kind == _GUE and csum:
         _seal_udp(pkt)
 

@@ -23,7 +23,7 @@ from tunlb.ipvs.far import PATH_MS, PATHS_MAX, FarEnd, Paths
 )
 def test_room(kind, af, inner, csum, mtu, room, narrow) -> None:
     far = FarEnd(kind, af, inner, csum=csum)
-    assert (far.room(mtu), far.narrow) == (room, narrow)
+    assert (far.room(mtu), far.leaves_df_out(mtu)) == (room, narrow)
 
 
 def test_a_smaller_path_is_news_and_a_larger_one_is_not() -> None:

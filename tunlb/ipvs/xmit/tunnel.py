@@ -58,6 +58,7 @@ class Tunnel(Mode):
 
     number = FWD_TUNNEL
     flags = FLAGS
+    takes_fragments = True
 
     def __init__(self, pools: LportPools) -> None:
         super().__init__(pools)
@@ -66,7 +67,8 @@ class Tunnel(Mode):
         self.routes = RouteTable()
         self.paths = Paths()
         self.ends: dict[tuple[int, int], FarEnd] = {}
-        self._ident = 0
+        # Workers share the outer addresses, and an identification must not be used twice at a time.
+        self._ident = pools.residue
 
     def rewire(self, addresses: Addresses, routes: RouteTable) -> None:
         self.addresses = addresses
@@ -100,7 +102,10 @@ class Tunnel(Mode):
         if far is None:
             return mtu
         known: cython.int = self.paths.mtu(dest.daddr_hi, dest.daddr)
-        return far.room(known if 0 < known < mtu else mtu)
+        if 0 < known < mtu:
+            mtu = known
+        far.narrow = far.leaves_df_out(mtu)
+        return far.room(mtu)
 
     def xmit(
         self,
@@ -123,8 +128,10 @@ class Tunnel(Mode):
             flow = self._flow(conns, row)
         ident: cython.int = -1
         if far.af == 4 and (far.narrow or (pkt.af == 4 and not pkt.p[pkt.l3 + 6] & 0x40)):
-            self._ident = (self._ident + 1) & 0xFFFF
             ident = self._ident
+            self._ident += self.pools.step
+            if self._ident > 0xFFFF:
+                self._ident = self.pools.residue
         pkt.saddr_hi = far.src_hi
         pkt.saddr = far.src
         pkt.daddr_hi = dest.daddr_hi
