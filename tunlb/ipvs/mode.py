@@ -35,6 +35,7 @@ class Mode:
     number = -1
     flags = 0
     takes_fragments = False  # XMIT: xmit may be given one, the first or a later one
+    divides = False  # XMIT: xmit cuts what came over IPv4, without DF, and is too long
 
     def __init__(self, pools: LportPools) -> None:
         self.pools = pools

@@ -31,6 +31,7 @@ cdef class Transmit:
     @cython.locals(conns=ConnTable)
     cdef int admit(self, Packet pkt, long long row, int direction, long long now) except -1
     @cython.locals(conns=ConnTable)
+    cdef bint _cut_later(self, Packet pkt, long long row) except -1
     cdef _resolve(self, long long row, long long now)
     @cython.locals(conns=ConnTable)
     cdef int track(

@@ -180,11 +180,23 @@ class Transmit:
         if pkt.ttl <= 1:
             icmp.refuse(pkt, _TTL_EXCEEDED, _ERR_TTL, 0)
             return 1
-        if pkt.wire_length() > conns.h[row * 64 + _H_MTU + direction]:
+        if pkt.wire_length() > conns.h[row * 64 + _H_MTU + direction] and not self._cut_later(
+            pkt, row
+        ):
             icmp.refuse(pkt, _MTU_EXCEEDED, _ERR_MTU, conns.h[row * 64 + _H_MTU + direction])
             return 1
         pkt.neigh = neigh
         return 0
+
+    def _cut_later(self, pkt: Packet, row: cython.longlong) -> cython.bint:
+        """Will the conn's mode cut an IPv4 packet that is too long, as its sender allows?"""
+        if pkt.af != 4 or pkt.gso_type != 0 or pkt.p[pkt.l3 + 6] & 0x40:
+            return False
+        if not self.conns.h[row * 64 + _H_FLAGS] & _XMIT:
+            return False
+        mode: Mode = self.modes[self.conns.b[row * 128 + _B_FWDMODE]]
+        divides: cython.bint = mode.divides
+        return divides
 
     def _resolve(self, row: cython.longlong, now: cython.longlong) -> None:
         """Route and neighbour of both directions: INBOUND towards the dest, OUTBOUND towards the
