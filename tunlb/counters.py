@@ -126,9 +126,12 @@ class DropReason(_Sentence):
     TC_POLICED = 61, "Beyond the rate of a tc class that has no queue."
     NAT64_HEADER = (
         62,
-        "A fragment, an authentication header or too long a packet, to or from a dest of NAT64.",
+        "An IPv6 header that IPv4 has no place for, or a packet too long for it, at a NAT64 dest.",
     )
-    NAT64_NO_CHECKSUM = 63, "A UDP datagram over IPv6 without a checksum, for a dest over IPv4."
+    NAT64_NO_CHECKSUM = (
+        63,
+        "A datagram without a checksum that NAT64 can make none for: over IPv6, or in fragments.",
+    )
     ICMP_UNTRANSLATABLE = 64, "An ICMP error that the other family has no words for."
     SCTP_NOT_INIT = 65, "An SCTP packet other than an INIT to a service that knows no such conn."
     HOST_MAC = (
@@ -236,6 +239,7 @@ class Event(_Sentence):
         "Conns ended because their dest was removed or made quiescent, or their laddr removed.",
     )
     FRAGMENTS_CUT = 68, "Fragments cut from packets without DF that are too large for a tunnel."
+    NAT64_CUT = 70, "Packets over IPv4 that NAT64 cut, because IPv6 takes no such long ones."
 
 
 class Gauge(_Sentence):

@@ -133,7 +133,7 @@ class Director:
             icmp.PROTOCOL_V6(),
         ]
         modes = [find_mode(name)(pools) for name in mode_names()]
-        modes.append(Nat64(pools, counters))
+        modes.append(Nat64(pools, counters, self.sender))
         life = Life(counters, conns, pools, protocols, modes)
         self.ipvs = Ipvs(counters, life, self.neighs, routes, addresses, self.sender, sharding, rates)
         self.ipvs.outer.peers = self.peers

@@ -27,6 +27,7 @@ from tests.flow.kit import (
     states,
     text,
 )
+from tests.flow.talk import proxy
 from tunlb.hook import Hook, Point, Verdict
 from tunlb.ipvs.sharding import Sharding, shard_keys
 from tunlb.packet import Packet
@@ -637,3 +638,59 @@ def test_a_quoted_checksum_that_comes_out_as_zero(net: Net) -> None:
 
     change = (outcome(1000) - 1000) % 0xFFFF
     assert outcome(0xFFFF - change) == 0xFFFF
+
+
+# -- with what makes packets longer or counts them otherwise
+
+
+def header_of(net: Net, proto: str) -> bytes:
+    return proxy(net, "proxy-v2", proto)
+
+
+def test_a_proxy_header_and_errors_about_what_follows_it(net: Net) -> None:
+    """The client is quoted the number that it gave, else its kernel does not believe the error."""
+    rig = Rig(told(net))
+    conn = Conn(rig, net)
+    conn.up("S", seq=1000)
+    conn.down("SA", seq=5000, ack=1001)
+    header, seq = header_of(net, "tcp"), 1001
+    frame = vnet(conn.frame(False, "A", b"", seq=seq, ack=5001))
+    assert check(one(rig.receive("wan", frame)).frame, tcp(seq=seq)).payload == header
+    frame = vnet(conn.frame(False, "PA", b"12345678", seq=seq, ack=5001))
+    seen = check(one(rig.receive("wan", frame)).frame, tcp(seq=seq + len(header)))
+    said = (3, 4, 1400) if conn.inner.af == 4 else (2, 0, 1400)
+    sent = one(rig.receive(*about(conn, "lan", said, seen.data[24:])))
+    heard = 1420 if net.af == 6 else 1380
+    check(sent.frame, icmp(info=heard), quoted(ip(saddr=net.remote), tcp(seq=seq)))
+
+
+def told(net: Net, proto: str = "tcp", **keys: Any) -> str:
+    inside = OTHER[net.af]
+    line = service(net, proto, laddrs=[inside.laddr], client_ip="proxy-v2", **keys)
+    return text(*both(), line, dest(net, daddr=inside.dest))
+
+
+def test_an_error_about_a_datagram_with_a_header(net: Net) -> None:
+    """It has room for less than the path, by the header that its sender knows nothing of."""
+    rig = Rig(told(net, "udp", client_ip_udp="every"))
+    conn = Conn(rig, net, "udp")
+    header = header_of(net, "udp")
+    frame = vnet(conn.frame(False, "", bytes(500)))
+    seen = check(one(rig.receive("wan", frame)).frame)
+    assert seen.payload == header + bytes(500)
+    said = (3, 4, 1400) if conn.inner.af == 4 else (2, 0, 1400)
+    sent = one(rig.receive(*about(conn, "lan", said, seen.data[24:])))
+    heard = (1420 if net.af == 6 else 1380) - len(header)
+    check(sent.frame, icmp(info=heard), quoted(ip(saddr=net.remote)))
+
+
+def test_offloaded_datagrams_with_a_header_each(net: Net) -> None:
+    rig = Rig(told(net, "udp", client_ip_udp="every"))
+    conn = Conn(rig, net, "udp")
+    frame = conn.frame(False, "", bytes(3000))
+    whole = vnet(frame, needs_csum=True, gso_type=GSO_UDP_L4, gso_size=1000)
+    verdict, sent = rig.receive("wan", whole)
+    assert verdict == Verdict.ACCEPT
+    header = header_of(net, "udp")
+    found = [check(each.frame, ip(version=conn.inner.af, ttl=63)).payload for each in sent]
+    assert found == [header + bytes(1000)] * 3

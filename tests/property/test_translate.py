@@ -7,6 +7,7 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.flow.fragmenting import cut
 from tunlb.netif import Netif
 from tunlb.packet import Packet
 from tunlb.testing import frames as f
@@ -49,7 +50,7 @@ def cross(pkt: Packet, source: str, target: str, sport: int, dport: int) -> None
     change = checksum.delta(checksum.fold(pkt.sport + pkt.dport), checksum.fold(sport + dport))
     assert translate.refused(pkt) == 0
     (pkt.saddr_hi, pkt.saddr), (pkt.daddr_hi, pkt.daddr) = number(source), number(target)
-    translate.network(pkt, 1)
+    translate.network(pkt, 1, False)
     if pkt.proto == 132:
         sctp.put_ports(pkt, pkt.l4, sport << 16 | dport, pkt.end - pkt.l4, pkt.end)
     else:
@@ -121,3 +122,39 @@ def test_crc32c_is_the_one_computed_bit_by_bit(data: bytes) -> None:
     pkt = Packet()
     pkt.mem[0 : len(data)] = data
     assert 0xFFFFFFFF ^ crc32c.add(0xFFFFFFFF, pkt, 0, len(data)) == s.crc32c(data)
+
+
+@given(data=st.binary(min_size=1, max_size=6000), size=st.integers(1, 500), ident=ports)
+@settings(deadline=None)
+def test_fragments_over_ipv4_come_out_as_what_was_cut(data: bytes, size: int, ident: int) -> None:
+    """However they were cut, what IPv6 puts together is the same, and no link refuses a piece."""
+    whole = f.ipv4(LADDR, DEST, data, proto=253, df=False)  # one that nobody reads
+    body: dict[tuple[int, bool], bytes] = {}
+    for part in cut(whole, size * 8, ident):
+        pkt = Packet()
+        pkt.load(bytes(10) + part, TUN)
+        assert ipv4.parse(pkt) == 0
+        (pkt.saddr_hi, pkt.saddr), (pkt.daddr_hi, pkt.daddr) = number(VIP), number(CLIENT)
+        translate.network(pkt, 0, True)
+        for begin in range(translate.PIECE, pkt.end - pkt.l4, translate.PIECE):
+            out = Packet()
+            translate.piece(pkt, begin, out)
+            body |= piece_of(bytes_of(out))
+        if pkt.end - pkt.l4 > translate.PIECE:
+            translate.shorten(pkt)
+        body |= piece_of(bytes_of(pkt))
+    together = b""
+    for (at, _), part in sorted(body.items()):
+        assert at == len(together)
+        together += part
+    assert together == data
+    assert [more for _, more in sorted(body)] == [True] * (len(body) - 1) + [False]
+
+
+def piece_of(packet: bytes) -> dict[tuple[int, bool], bytes]:
+    found = parser.parse(packet, vnet=False, tun=True)
+    assert found.problems == []
+    header = found.find(parser.Ip)
+    assert isinstance(header, parser.Ip)
+    assert header.total_len <= 1280
+    return {(header.fragment, header.mf): packet[48:]}

@@ -29,13 +29,14 @@ _D_PORTS = cython.declare(cython.longlong, D_PORTS)
 class Mode:
     """A forwarding mode; ``number`` is IPVS' (see ipvs.dest), ``flags`` what it sets in a row.
 
-    ``cuts``: offloaded frames come to :meth:`xmit` in segments, and IPv4 packets without DF that
-    are too large in fragments.
+    ``cuts``: offloaded frames come to :meth:`xmit` in segments, and IPv4 packets that are too large
+    in fragments.
     """
 
     number = -1
     flags = 0
     takes_fragments = False  # XMIT: xmit may be given one, the first or a later one
+    divides = False  # XMIT: what came over IPv4, without DF, and is too large, is cut
 
     def __init__(self, pools: LportPools) -> None:
         self.pools = pools

@@ -4,10 +4,13 @@ from tunlb.ipvs.conn cimport ConnTable
 from tunlb.ipvs.dest cimport Dest
 from tunlb.ipvs.service cimport Service
 from tunlb.ipvs.xmit.fnat cimport FullNat
+from tunlb.outbox cimport Sender
 from tunlb.packet cimport Packet
 
 cdef class Nat64(FullNat):
     cdef public Counters counters
+    cdef public Sender sender
+    cdef Packet _piece
     cdef unsigned int _ident
 
     cpdef int bind(self, ConnTable conns, long long row, Service service, Dest dest, long long now) except -1
@@ -16,5 +19,7 @@ cdef class Nat64(FullNat):
     @cython.locals(q="unsigned long long*")
     cpdef int xmit(
         self, Packet pkt, ConnTable conns, long long row, int direction, Dest dest, long long now) except -1
+    cdef bint _apart(self, Packet pkt, ConnTable conns, long long row, int direction) noexcept
+    cdef int _cut(self, Packet pkt, long long now) except -1
     cpdef int relate(
         self, Packet pkt, ConnTable conns, long long row, int direction, Dest dest, long long now) except -1

@@ -3,7 +3,8 @@ one (RFC 7915; DPVS: the v6 to v4 half of src/ipvs/ip_vs_xmit.c).
 
 Nobody names this mode: an ``fnat`` dest has it when its family is not its vaddr's. The keys of a
 row fit as they are, because an IPv4 address is kept as ``::ffff:a.b.c.d``. The families differ by
-20 bytes of header, which is all that the MTUs of the two sides have to know.
+20 bytes of header, which is all that the MTUs of the two sides have to know: what is longer because
+it is a fragment is cut.
 """
 
 from __future__ import annotations
@@ -11,21 +12,31 @@ from __future__ import annotations
 import cython
 
 from tunlb.counters import Counters, Event
-from tunlb.ipvs.conn import B_AF, D_PORTS, H_DELTA, H_FLAGS, NO_REWRITE, XMIT, ConnTable
+from tunlb.ipvs.conn import (
+    B_AF,
+    D_PORTS,
+    H_DELTA,
+    H_FLAGS,
+    H_MTU,
+    NO_REWRITE,
+    XMIT,
+    ConnTable,
+)
 from tunlb.ipvs.dest import FWD_NAT64, Dest
 from tunlb.ipvs.laddr import LportPools
 from tunlb.ipvs.service import Service
 from tunlb.ipvs.xmit.fnat import FullNat
-from tunlb.packet import IPPROTO_SCTP, Packet
+from tunlb.outbox import Sender
+from tunlb.packet import IPPROTO_SCTP, LATER_FRAGMENT, Packet
 
 if cython.compiled:
     from cython.cimports.tunlb.ipvs import nat64_errors
     from cython.cimports.tunlb.ipvs.mode import dport_of
-    from cython.cimports.tunlb.wire import sctp, translate
+    from cython.cimports.tunlb.wire import pieces, sctp, translate
 else:
     from tunlb.ipvs import nat64_errors
     from tunlb.ipvs.mode import dport_of
-    from tunlb.wire import sctp, translate
+    from tunlb.wire import pieces, sctp, translate
 
 FLAGS = XMIT | NO_REWRITE
 HEADERS_DIFFER = 20  #: bytes
@@ -33,12 +44,16 @@ MTU_MAX = 65535  #: what a row has room for
 
 _FLAGS = cython.declare(cython.int, FLAGS)
 _SCTP = cython.declare(cython.int, IPPROTO_SCTP)
+_LATER = cython.declare(cython.int, LATER_FRAGMENT)
+_PIECE = cython.declare(cython.int, translate.PIECE)
 _TRANSLATED = cython.declare(cython.int, Event.NAT64_PACKETS)
 _CHECKSUMMED = cython.declare(cython.int, Event.NAT64_CHECKSUMS)
+_CUT = cython.declare(cython.int, Event.NAT64_CUT)
 _B_AF = cython.declare(cython.longlong, B_AF)
 _D_PORTS = cython.declare(cython.longlong, D_PORTS)
 _H_DELTA = cython.declare(cython.longlong, H_DELTA)
 _H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
+_H_MTU = cython.declare(cython.longlong, H_MTU)
 
 
 class Nat64(FullNat):
@@ -46,10 +61,14 @@ class Nat64(FullNat):
 
     number = FWD_NAT64
     flags = FLAGS
+    takes_fragments = True
+    divides = True
 
-    def __init__(self, pools: LportPools, counters: Counters) -> None:
+    def __init__(self, pools: LportPools, counters: Counters, sender: Sender) -> None:
         super().__init__(pools)
         self.counters = counters
+        self.sender = sender
+        self._piece = Packet()  # not the sender's, which may be the one to cut
         # Workers may share a laddr, and an identification must not be used twice at a time. A
         # successor begins anew, which only matters to datagrams that are in fragments right then.
         self._ident = pools.residue
@@ -105,12 +124,15 @@ class Nat64(FullNat):
         self._ident += self.pools.step
         if self._ident > 0xFFFF:
             self._ident = self.pools.residue
-        translate.network(pkt, self._ident)
+        apart: cython.bint = pkt.af == 4 and self._apart(pkt, conns, row, direction)
+        translate.network(pkt, self._ident, apart)
         ports: cython.uint = conns.d[row * 32 + _D_PORTS + 1 - direction]
         ports = (ports >> 16) | (ports & 0xFFFF) << 16
-        if pkt.proto == _SCTP:
-            pkt.sport = ports >> 16
-            pkt.dport = ports & 0xFFFF
+        pkt.sport = ports >> 16
+        pkt.dport = ports & 0xFFFF
+        if pkt.fragment == _LATER:
+            pass  # it has no ports
+        elif pkt.proto == _SCTP:
             sctp.put_ports(pkt, pkt.l4, ports, pkt.end - pkt.l4, pkt.end)
         elif translate.transport(
             pkt,
@@ -120,6 +142,38 @@ class Nat64(FullNat):
         ):
             self.counters.add(_CHECKSUMMED, 1)
         self.counters.add(_TRANSLATED, 1)
+        if apart:
+            self._cut(pkt, now)
+        return 0
+
+    def _apart(
+        self, pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cython.int
+    ) -> cython.bint:
+        """Must an IPv4 packet be cut for IPv6? A fragment where not every IPv6 link takes it (RFC
+        7915 section 4), a whole one where ours does not and its sender allows it.
+        """
+        if pkt.fragment != 0:
+            return pkt.end - pkt.l4 > _PIECE
+        return (
+            pkt.p[pkt.l3 + 6] & 0x40 == 0
+            and pkt.gso_type == 0
+            and pkt.end - pkt.l3 > conns.h[row * 64 + _H_MTU + direction]
+        )
+
+    def _cut(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        """Shorten it to its first piece, and send the others behind it."""
+        pieces.finish(pkt)
+        self.counters.add(_CUT, 1)
+        out: Packet = self._piece
+        begin: cython.int = _PIECE
+        while begin < pkt.end - pkt.l4:
+            out.reset(0, 0)
+            out.iif = pkt.iif
+            out.oif = None
+            translate.piece(pkt, begin, out)
+            self.sender.send(out, now)
+            begin += _PIECE
+        translate.shorten(pkt)
         return 0
 
     def relate(

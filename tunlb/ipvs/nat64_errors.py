@@ -11,7 +11,7 @@ from __future__ import annotations
 import cython
 
 from tunlb.counters import DropReason
-from tunlb.ipvs.conn import D_PORTS, H_DELTA, H_MTU, ConnTable
+from tunlb.ipvs.conn import D_PORTS, H_DELTA, H_FLAGS, H_MTU, SEQUENCE, ConnTable
 from tunlb.packet import (
     IPPROTO_ICMP,
     IPPROTO_ICMPV6,
@@ -23,11 +23,11 @@ from tunlb.packet import (
 )
 
 if cython.compiled:
-    from cython.cimports.tunlb.ipvs import related
+    from cython.cimports.tunlb.ipvs import client_address, related
     from cython.cimports.tunlb.wire import checksum, icmp, sctp
     from cython.cimports.tunlb.wire import translate as headers
 else:
-    from tunlb.ipvs import related
+    from tunlb.ipvs import client_address, related
     from tunlb.wire import checksum, icmp, sctp
     from tunlb.wire import translate as headers
 
@@ -55,8 +55,10 @@ _TOO_BIG_V4 = cython.declare(cython.longlong, 0x304)  # type and code
 _TOO_BIG_V6 = cython.declare(cython.longlong, 0x200)
 _L3_OFFSET = cython.declare(cython.int, L3_OFFSET)
 _UNTRANSLATABLE = cython.declare(cython.int, DropReason.ICMP_UNTRANSLATABLE)
+_SEQUENCE = cython.declare(cython.int, SEQUENCE)
 _D_PORTS = cython.declare(cython.longlong, D_PORTS)
 _H_DELTA = cython.declare(cython.longlong, H_DELTA)
+_H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
 _H_MTU = cython.declare(cython.longlong, H_MTU)
 
 
@@ -68,6 +70,10 @@ def translate(
     Its ``ttl`` is the one to send.
     """
     v6: cython.bint = pkt.af == 6
+    if conns.h[row * 64 + _H_FLAGS] & _SEQUENCE:
+        client_address.quoted(
+            pkt, conns, row, direction, related.inner_l4(pkt), related.inner_proto(pkt)
+        )
     meaning: cython.longlong = _of_v6(pkt) if v6 else _of_v4(pkt)
     if meaning < 0:
         return _UNTRANSLATABLE

@@ -194,13 +194,15 @@ class Transmit:
         return 0
 
     def _divides(self, pkt: Packet, row: cython.longlong) -> cython.bint:
-        """Will a packet that is too large be sent in fragments? Of the modes, those that cut do it;
-        no ICMP error is worth it.
+        """Will a packet that is too large be sent in fragments? Some modes do it, where its sender
+        allows; no ICMP error is worth it.
         """
         if not self.conns.h[row * 64 + _H_FLAGS] & _XMIT:
             return False
         mode: Mode = self.modes[self.conns.b[row * 128 + _B_FWDMODE]]
-        if not mode.cuts or pkt.af != 4 or pkt.p[pkt.l3 + 6] & 0x40:
+        if not mode.divides or pkt.af != 4 or pkt.p[pkt.l3 + 6] & 0x40:
+            return False
+        if pkt.gso_type != 0 and not mode.cuts:
             return False
         return pkt.proto != _ICMP or pkt.fragment != 0 or not icmp.is_error(pkt)
 

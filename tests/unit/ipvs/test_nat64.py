@@ -14,6 +14,7 @@ from tunlb.ipvs.sched import find
 from tunlb.ipvs.service import Service
 from tunlb.ipvs.timeouts import Timeouts
 from tunlb.ipvs.xmit import names
+from tunlb.outbox import Sender
 
 MAPPED = 0xFFFF_0000_0000
 V4, V6 = (0, MAPPED | 0x0A01000B), (0xFD01 << 48, 0x11)
@@ -25,7 +26,7 @@ def dest(af: int) -> Dest:
 
 
 def mode() -> Nat64:
-    return Nat64(LportPools(), Counters())
+    return Nat64(LportPools(), Counters(), Sender())
 
 
 @pytest.mark.parametrize(

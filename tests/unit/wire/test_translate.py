@@ -26,13 +26,13 @@ def loaded(packet: bytes) -> Packet:
 def to_v4(pkt: Packet, ident: int = 7) -> Ip:
     pkt.saddr_hi = pkt.daddr_hi = 0
     pkt.saddr, pkt.daddr = MAPPED | 0x0A000001, MAPPED | 0x0A000002
-    translate.network(pkt, ident)
+    translate.network(pkt, ident, False)
     return header(pkt)
 
 
 def to_v6(pkt: Packet) -> Ip:
     pkt.saddr_hi, pkt.saddr, pkt.daddr_hi, pkt.daddr = 0xFD << 56, 1, 0xFD << 56, 2
-    translate.network(pkt, 0)
+    translate.network(pkt, 0, False)
     return header(pkt)
 
 
@@ -88,9 +88,9 @@ NAT64_HEADER = DropReason.NAT64_HEADER
         (ip(*V6, tcp(1, 2), extensions=(HOP, OPTIONS, ROUTING)), 0),
         (ip(*V6, tcp(1, 2), extensions=(AUTH,)), NAT64_HEADER),
         (ip(*V6, tcp(1, 2), extensions=(HOP, AUTH, OPTIONS)), NAT64_HEADER),
-        (ip(*V6, tcp(1, 2), extensions=(FRAGMENT,)), NAT64_HEADER),
-        (ip(*V6, tcp(1, 2), extensions=((44, b"\0\0\1" + bytes(4)),)), NAT64_HEADER),
-        (ip(*V4, tcp(1, 2), mf=True, df=False), NAT64_HEADER),
+        (ip(*V6, tcp(1, 2), extensions=(FRAGMENT,)), 0),
+        (ip(*V6, tcp(1, 2), extensions=((44, b"\0\0\1" + bytes(4)),)), 0),
+        (ip(*V4, tcp(1, 2), mf=True, df=False), 0),
         (ip(*V4, tcp(1, 2), options=b"\1\1\1\0"), 0),
         (ip(*V6, bytes(65515), proto=6), 0),
         (ip(*V6, bytes(65516), proto=6), NAT64_HEADER),

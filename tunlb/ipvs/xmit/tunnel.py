@@ -59,6 +59,7 @@ class Tunnel(Mode):
     number = FWD_TUNNEL
     flags = FLAGS
     takes_fragments = True
+    divides = True
 
     def __init__(self, pools: LportPools) -> None:
         super().__init__(pools)
