@@ -20,7 +20,7 @@ from tunlb.bench import rivals, tools
 from tunlb.bench.loads import LOADS
 from tunlb.bench.network import CRR_PORT, HOSTS, SERVERS, Network, Pins
 from tunlb.bench.samples import BenchError, read
-from tunlb.bench.subjects import SUBJECTS, Subject
+from tunlb.bench.subjects import SUBJECTS, TUNNELS, Subject
 from tunlb.lab.host import NETNS_DIR
 from tunlb.lab.net import STATE_DIR, namespace, processes_in, remove
 from tunlb.lab.process import environment
@@ -28,6 +28,7 @@ from tunlb.lab.process import environment
 NAME = f"bench-{os.getpid()}"  # of what the command builds
 HERE = f"bench-{os.getpid()}-here"  # of what these tests build themselves
 BENCH = [sys.executable, "-m", "tunlb", "bench"]
+NO_BALANCERS = ("direct", "reflector", "reflector-mtu")
 SHORT = ["--name", NAME, "--rounds", "1", "--seconds", "0.3"]
 
 pytestmark = pytest.mark.usefixtures("privileged")
@@ -115,7 +116,7 @@ def test_a_subject_takes_its_place_and_leaves_it(subject: Subject, network: Netw
 
 @pytest.mark.parametrize(
     "subject",
-    [subject for subject in SUBJECTS if subject.name not in ("direct", "reflector")],
+    [subject for subject in SUBJECTS if subject.name not in NO_BALANCERS],
     ids=lambda subject: subject.name,
 )
 def test_a_balancer_uses_every_dest(subject: Subject, network: Network) -> None:
@@ -136,8 +137,9 @@ def test_a_balancer_uses_every_dest(subject: Subject, network: Network) -> None:
                     with listener.accept()[0] as server:
                         met.add(server.getsockname()[0])
     network.clear()
-    # With dr the server sees the VIP, whichever dest it is; snat has no dests: the client calls the server.
-    unchanged = subject.name in ("dr", "snat")
+    # With dr and tunnels the server sees the VIP, whichever dest it is. snat has no dests: the
+    # client calls the server.
+    unchanged = subject.name in ("dr", "snat", *TUNNELS)
     assert met == ({standing.target} if unchanged else set(SERVERS))
 
 
