@@ -14,7 +14,7 @@ INSIDE := tests/unit tests/flow tests/property
 # what `make e2e` and the others pass on: make e2e ARGS="-k tun", make demo ARGS=--rootless
 ARGS   ?=
 
-.PHONY: help demo test lint type e2e bench bench-micro bench-workers bench-modes fuzz ci build pure debug coverage clean \
+.PHONY: help demo test lint type e2e bench bench-micro bench-workers fuzz ci build pure debug coverage clean \
         test-compiled test-pure test-debug e2e-pure
 
 help: ## what can be made
@@ -84,10 +84,6 @@ bench-micro: ## the pipeline by room, in counted instructions and in nanoseconds
 bench-workers: ## two workers over one, hand-over, recovery from kill -9, upgrade under load
 	@$(SETUP) build net
 	@for what in scaling handover recovery upgrade; do $(RUN) bench/$$what.py || bad=1; done; exit $$bad
-
-bench-modes: ## small packets by each forwarding mode, tunnels among them
-	@$(SETUP) build net bench
-	@$(RUN) bench/modes.py $(ARGS)
 
 fuzz: ## property tests with many more examples (FUZZ_EXAMPLES=5000)
 	@$(SETUP) build

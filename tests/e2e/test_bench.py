@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from tunlb.bench import rivals, tools
 from tunlb.bench.loads import LOADS
 from tunlb.bench.network import CRR_PORT, HOSTS, SERVERS, Network, Pins
 from tunlb.bench.samples import BenchError, read
-from tunlb.bench.subjects import SUBJECTS, Subject
+from tunlb.bench.subjects import SUBJECTS, TUNNELS, Subject
 from tunlb.lab.host import NETNS_DIR
 from tunlb.lab.net import STATE_DIR, namespace, processes_in, remove
 from tunlb.lab.process import environment
@@ -28,6 +30,7 @@ from tunlb.lab.process import environment
 NAME = f"bench-{os.getpid()}"  # of what the command builds
 HERE = f"bench-{os.getpid()}-here"  # of what these tests build themselves
 BENCH = [sys.executable, "-m", "tunlb", "bench"]
+NO_BALANCERS = ("direct", "reflector", "reflector-mtu")
 SHORT = ["--name", NAME, "--rounds", "1", "--seconds", "0.3"]
 
 pytestmark = pytest.mark.usefixtures("privileged")
@@ -115,7 +118,7 @@ def test_a_subject_takes_its_place_and_leaves_it(subject: Subject, network: Netw
 
 @pytest.mark.parametrize(
     "subject",
-    [subject for subject in SUBJECTS if subject.name not in ("direct", "reflector")],
+    [subject for subject in SUBJECTS if subject.name not in NO_BALANCERS],
     ids=lambda subject: subject.name,
 )
 def test_a_balancer_uses_every_dest(subject: Subject, network: Network) -> None:
@@ -136,9 +139,59 @@ def test_a_balancer_uses_every_dest(subject: Subject, network: Network) -> None:
                     with listener.accept()[0] as server:
                         met.add(server.getsockname()[0])
     network.clear()
-    # With dr the server sees the VIP, whichever dest it is; with snat the client calls a server.
-    unchanged = subject.name in ("dr", "snat")
+    # With dr and tunnels the server sees the VIP, whichever dest it is. snat has no dests: the
+    # client calls the server.
+    unchanged = subject.name in ("dr", "snat", *TUNNELS)
     assert met == ({standing.target} if unchanged else set(SERVERS))
+
+
+def received(network: Network) -> tuple[int, int, int]:
+    """Frames and bytes at the server's device, and TCP segments with a wrong checksum."""
+    script = "cat /sys/class/net/eth0/statistics/rx_packets /sys/class/net/eth0/statistics/rx_bytes"
+    packets, size = network.server.run(["sh", "-c", script]).stdout.split()
+    names, values = (
+        line.split()[1:]
+        for line in network.server.run(["cat", "/proc/net/snmp"]).stdout.splitlines()
+        if line.startswith("Tcp:")
+    )
+    wrong = dict(zip(names, values, strict=True))["InCsumErrors"]
+    return int(packets), int(size), int(wrong)
+
+
+@pytest.mark.parametrize("name", ["reflector-mtu", *TUNNELS])
+def test_bulk_reaches_the_server_in_frames_of_the_mtu(name: str, network: Network) -> None:
+    """A tunnel and what is its limit have frames of one size, as large as they may be."""
+    (subject,) = [each for each in SUBJECTS if each.name == name]
+    if subject not in possible():
+        pytest.skip(f"{name}: {subject.missing()}")
+    sent = os.urandom(3_000_000)
+    with subject.stand(network) as standing, contextlib.ExitStack() as stack:
+        network.prove(standing.target, ["tcp"])
+        before = received(network)
+        stream = socket.AF_INET, socket.SOCK_STREAM
+        listener = stack.enter_context(network.server.socket(*stream))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("", CRR_PORT))
+        listener.listen(1)
+        client = stack.enter_context(network.client.socket(*stream))
+        for each in (listener, client):
+            each.settimeout(20)
+        client.connect((standing.target, CRR_PORT))
+        server = stack.enter_context(listener.accept()[0])
+        server.settimeout(20)
+        sender = threading.Thread(target=client.sendall, args=(sent,))
+        sender.start()
+        came = bytearray()
+        while len(came) < len(sent):
+            came += server.recv(1 << 20)
+        sender.join()
+        packets, size, wrong = (
+            now - then for now, then in zip(received(network), before, strict=True)
+        )
+    network.clear()
+    assert came == sent
+    assert wrong == 0
+    assert 1300 < size / packets <= 1514
 
 
 def test_nobody_there_is_found_out_before_a_load(network: Network) -> None:

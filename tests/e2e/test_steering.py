@@ -21,11 +21,12 @@ from typing import NamedTuple
 
 import pytest
 
+from tunlb.bpf import Bpf, BpfError, permissions
 from tunlb.conf.values import IPAddress
 from tunlb.ipvs.sharding import Sharding, shard_keys
 from tunlb.netif import LADDR, VIP, Addresses, Netif
 from tunlb.packet import VNET_LEN
-from tunlb.steering import Bpf, Steering, SteeringError, assemble, map_key, permissions
+from tunlb.steering import ADDRESS_LEN, Steering, SteeringError, assemble, map_key
 from tunlb.tap import open_device
 from tunlb.testing.frames import Transport, arp, echo, eth, ip, tcp, udp
 from tunlb.testing.sctp import sctp
@@ -72,8 +73,8 @@ def bpf(privileged: None) -> Bpf:
     """bpf(2) is permitted: skipped at a desk, failed in CI where it is not."""
     made = Bpf()
     try:
-        os.close(made.make_map({}))
-    except SteeringError as error:
+        os.close(made.make_map(b"tunlb_test", ADDRESS_LEN, {}))
+    except BpfError as error:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(str(error))
@@ -86,7 +87,7 @@ def bpf(privileged: None) -> Bpf:
 @contextmanager
 def loaded(bpf: Bpf, workers: int, *, tun: bool) -> Iterator[int]:
     kinds = {map_key(a): VIP for a in VIPS} | {map_key(a): LADDR for a in LADDRS}
-    map_fd = bpf.make_map(kinds)
+    map_fd = bpf.make_map(b"tunlb_test", ADDRESS_LEN, kinds)
     try:
         fd = bpf.load(assemble(workers, KEYS, map_fd, tun=tun), b"tunlb_test")
     finally:
@@ -449,7 +450,7 @@ def test_a_device_that_is_gone(queues: list[int]) -> None:
 
 def test_the_verifier_says_why(bpf: Bpf) -> None:
     """r0 = r3, which was never written; exit."""
-    with pytest.raises(SteeringError, match=r"verifier refuses it: .*R3 !read_ok") as caught:
+    with pytest.raises(BpfError, match=r"verifier refuses it: .*R3 !read_ok") as caught:
         bpf.load(bytes.fromhex("bf300000000000009500000000000000"), b"tunlb_test")
     assert "r0 = r3" in caught.value.log
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -67,7 +67,11 @@ def on_lo(lab: Lab) -> None:
             ip("-n", lab.host(name).ns, "addr", "add", f"{vip}/{length}", "dev", "lo")
 
 
-def by_tunnel(lab: Lab, outer: Mapping[Family, Family]) -> str:
+def by_tunnel(
+    lab: Lab,
+    outer: Mapping[Family, Family],
+    wrappings: Sequence[dict[str, object]] = WRAPPINGS,
+) -> str:
     """The lab's configuration with a tunnel to each dest, of another wrapping each."""
     lines = lines_of(lab.topology.config_text)
     servers = [pair for _, pair in lab.topology.servers]
@@ -78,7 +82,7 @@ def by_tunnel(lab: Lab, outer: Mapping[Family, Family]) -> str:
             number = next(n for n, pair in enumerate(servers) if line["daddr"] in tuple(pair))
             family: Family = "v6" if ":" in str(line["daddr"]) else "v4"
             line["daddr"] = servers[number].of(outer[family])
-            line["tunnel"] = WRAPPINGS[number]
+            line["tunnel"] = wrappings[number]
     return text_of(lines)
 
 

@@ -19,22 +19,13 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from tunlb import steering
+from tunlb import bpf, steering
+from tunlb.bpf import Assembler, Bpf, BpfError, Permissions, permissions, refusal
 from tunlb.conf.values import IPAddress
 from tunlb.ipvs.sharding import Sharding, shard_keys
 from tunlb.netif import ADDRESS, LADDR, VIP, Addresses, Netif
 from tunlb.packet import Packet
-from tunlb.steering import (
-    Assembler,
-    Bpf,
-    Permissions,
-    Steering,
-    SteeringError,
-    assemble,
-    map_key,
-    permissions,
-    refusal,
-)
+from tunlb.steering import Steering, SteeringError, assemble, map_key
 from tunlb.testing.frames import PLAIN, Transport, arp, echo, eth, ip, tcp, udp
 from tunlb.testing.sctp import sctp
 from tunlb.wire import ether, ipv4, ipv6
@@ -238,13 +229,13 @@ def test_the_interpreter_finds_faults(program: str, problem: str) -> None:
     ("write", "code"),
     [
         (lambda a: a.move(6, 1), "bf16000000000000"),
-        (lambda a: a.op(steering.BPF_MOD, 0, 4), "9700000004000000"),
-        (lambda a: a.op(steering.BPF_ADD, 2, -16), "07020000f0ffffff"),
-        (lambda a: a.op_register(steering.BPF_MUL, 1, 2), "2f21000000000000"),
-        (lambda a: a.frame(steering.BPF_H, 12), "280000000c000000"),
-        (lambda a: a.frame(steering.BPF_W, 16, 7), "4070000010000000"),
+        (lambda a: a.op(bpf.BPF_MOD, 0, 4), "9700000004000000"),
+        (lambda a: a.op(bpf.BPF_ADD, 2, -16), "07020000f0ffffff"),
+        (lambda a: a.op_register(bpf.BPF_MUL, 1, 2), "2f21000000000000"),
+        (lambda a: a.frame(bpf.BPF_H, 12), "280000000c000000"),
+        (lambda a: a.frame(bpf.BPF_W, 16, 7), "4070000010000000"),
         (lambda a: a.constant(2, 0xF1F2F3F4_05060708), "1802000008070605 00000000f4f3f2f1"),
-        (lambda a: a.constant(1, 9, steering.BPF_PSEUDO_MAP_FD), "1811000009000000" + "0" * 16),
+        (lambda a: a.constant(1, 9, bpf.BPF_PSEUDO_MAP_FD), "1811000009000000" + "0" * 16),
         (lambda a: a.finish(), "9500000000000000"),
     ],
     ids=["mov", "mod", "add", "mul", "ldh abs", "ldw ind", "lddw", "map", "exit"],
@@ -257,7 +248,7 @@ def test_an_instruction(write: Callable[[Assembler], None], code: str) -> None:
 
 def test_a_jump_counts_from_the_next_instruction() -> None:
     a = Assembler()
-    a.jump("end", steering.BPF_JEQ, 3, 17)
+    a.jump("end", bpf.BPF_JEQ, 3, 17)
     a.constant(0, 1)
     a.label("end")
     a.finish()
@@ -531,7 +522,7 @@ def test_permissions_are_read_from_proc() -> None:
 
 @pytest.mark.parametrize("machine", ["ppc64le", "s390x", "i686", ""])
 def test_a_machine_whose_number_is_not_known(machine: str) -> None:
-    with pytest.raises(SteeringError, match=f"bpf.2. on {machine} is not known here .*aarch64"):
+    with pytest.raises(BpfError, match=f"bpf.2. on {machine} is not known here .*aarch64"):
         Bpf(machine)
 
 
@@ -550,7 +541,7 @@ class FakeKernel:
     ) -> int:
         assert len(attr) == size
         self.commands.append(command)
-        if command == steering.BPF_PROG_LOAD:
+        if command == bpf.BPF_PROG_LOAD:
             log_size, address = struct.unpack_from("=IQ", attr, 28)
             if log_size:
                 ctypes.memmove(address, self.log + b"\0", len(self.log) + 1)
@@ -558,7 +549,7 @@ class FakeKernel:
         if error:
             ctypes.set_errno(error)
             return -1
-        if command == steering.BPF_MAP_UPDATE_BATCH:
+        if command == bpf.BPF_MAP_UPDATE_BATCH:
             keys, values, count = struct.unpack_from("=2QI", attr, 16)
             words = struct.unpack(f"={count}I", ctypes.string_at(values, 4 * count))
             data = ctypes.string_at(keys, 16 * count)
@@ -672,7 +663,7 @@ def test_clearing(devices: dict[int, int]) -> None:
 def test_the_verifier_explains_itself(kernel: FakeKernel) -> None:
     kernel.errors = [errno.EACCES, errno.EACCES]
     kernel.log = b"0: (bf) r6 = r1\n1: (95) exit\nR0 !read_ok\nprocessed 2 insns\n"
-    with pytest.raises(SteeringError, match=r"refuses it: .*R0 !read_ok \| processed") as caught:
+    with pytest.raises(BpfError, match=r"refuses it: .*R0 !read_ok \| processed") as caught:
         Bpf().load(bytes(16), b"test")
     assert caught.value.log.splitlines()[0] == "0: (bf) r6 = r1"
     assert kernel.commands == [5, 5]

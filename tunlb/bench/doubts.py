@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from tunlb.bench.figures import LIMIT, Row, cpu_cores
+from tunlb.bench.figures import CUT_LIMIT, LIMIT, Row, cpu_cores
 from tunlb.bench.samples import Head, Sample
 
 ENOUGH_ROUNDS: Final = 5
@@ -56,10 +56,10 @@ def _of_the_run(head: Head, samples: Sequence[Sample]) -> list[str]:
 def _noise(rows: Sequence[Row]) -> list[str]:
     found = []
     for row in rows:
-        if row.subject == LIMIT and row.figure.factor > NOISY:
+        if row.subject in (LIMIT, CUT_LIMIT) and row.figure.factor > NOISY:
             what = f"{row.load} {row.title}".rstrip()
             found.append(
-                f"{what}: the reflector's own rounds differ by {row.figure.factor:.2f}x"
+                f"{what}: the {row.subject}'s own rounds differ by {row.figure.factor:.2f}x"
                 f" ({row.shown(row.figure.low)} to {row.shown(row.figure.high)}"
                 f" {row.scale.unit}): the machine was noisy, look at the spread of the ratios"
             )

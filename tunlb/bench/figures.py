@@ -16,13 +16,23 @@ from typing import Final, Protocol
 from tunlb.bench.samples import Head, Sample
 
 LIMIT: Final = "reflector"
+# A tunnel takes no offloaded frame: its kernel's limit is that of frames which are cut, under the
+# loads that have large ones on their way to the server.
+CUT_LIMIT: Final = "reflector-mtu"
+CUT: Final = ("bulk", "bulk-8")
+TUNNEL: Final = "tunnel"  # what the names of its subjects begin with
 RIVALS: Final = ("haproxy", "nginx", "nftables", "direct")
-AGAINST: Final = (LIMIT, *RIVALS)
+AGAINST: Final = (LIMIT, CUT_LIMIT, *RIVALS)
 
 # What is shown of a latency whose percentiles are in the details: (detail, title).
 PERCENTILES: Final = (("p50_s", "p50"), ("p99_s", "p99"), ("p999_s", "p99.9"))
 VALUE: Final = "value"
 MAIN: Final = frozenset({VALUE, "p99_s"})  # what a load is judged by
+
+
+def limit_of(subject: str, load: str) -> str:
+    """The subject that is the limit of another one under a load."""
+    return CUT_LIMIT if load in CUT and subject.partition("-")[0] == TUNNEL else LIMIT
 
 
 class Scale(Protocol):
@@ -91,6 +101,10 @@ class Row:
     @property
     def load(self) -> str:
         return self.scale.name
+
+    @property
+    def limit(self) -> str:
+        return limit_of(self.subject, self.load)
 
     def shown(self, figure: float) -> str:
         """A figure in the load's unit, without the unit."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from tunlb.bench.figures import LIMIT, VALUE, Row, Spread
+from tunlb.bench.figures import LIMIT, VALUE, Row, Spread, limit_of
 from tunlb.bench.samples import PAIR, Head, first_line
 
-# Compiled, one worker.
+# Compiled, one worker. The first two by everybody's figures, the other modes by the limit's alone.
 JUDGED: Final = ("nat", "fnat")
+JUDGED_BY_LIMIT: Final = (*JUDGED, "dr", "snat", "tunnel", "tunnel-gre", "tunnel-gue")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A judged subject's figure over that of `against` is at least, or at most, a factor."""
+    """A judged subject's figure over that of `against` is at least, or at most, a factor.
+
+    Against the reflector, each subject is held to what is the limit of its own.
+    """
 
     load: str
     against: str
@@ -25,6 +29,15 @@ class Goal:
 
     def holds(self, ratio: float) -> bool:
         return ratio >= self.factor if self.at_least else ratio <= self.factor
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return JUDGED_BY_LIMIT if self.against == LIMIT else JUDGED
+
+    def of(self, subject: str) -> Goal:
+        """The goal with what is the limit of this subject."""
+        limited = self.against == LIMIT
+        return replace(self, against=limit_of(subject, self.load)) if limited else self
 
     def __str__(self) -> str:
         metric = "" if self.metric == VALUE else f" {self.metric.removesuffix('_s')}"
@@ -78,8 +91,9 @@ def judge(head: Head, rows: Sequence[Row], goals: Iterable[Goal] = GOALS) -> lis
     """One verdict for each goal and subject it is for."""
     found = {(row.load, row.subject, row.metric): row for row in rows}
     verdicts = []
-    for goal in goals:
-        for subject in JUDGED:
+    for each in goals:
+        for subject in each.subjects:
+            goal = each.of(subject)
             row = found.get((goal.load, subject, goal.metric))
             ratio = row.ratios.get(goal.against) if row is not None else None
             why = "" if ratio is not None else _why(head, goal, subject)

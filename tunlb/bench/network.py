@@ -9,8 +9,9 @@ addresses. The reflector makes one segment of the two, so each end reaches the o
 link; all others are routers, or answer for the VIP. One route on each end is all that differs.
 
 The four dests are addresses of one server: more namespaces would need more cores, not show more.
-With `dr` the server answers the client itself, by a link of its own to br-out that is down in all
-other turns. Half of the path is then without a balancer.
+With `dr` and tunnels the server answers the client itself, by a link of its own to br-out that is
+down in all other turns. Half of the path is then without a balancer. What comes to the server
+through a tunnel is taken out of it in the kernel (see decap.py).
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ SERVERS: Final = ("10.9.2.2", "10.9.2.3", "10.9.2.4", "10.9.2.5")
 LADDRS: Final = "10.9.2.16-10.9.2.79"
 OUTSIDE_NET: Final = "10.9.1.0/24"
 INSIDE_NET: Final = "10.9.2.0/24"
-SHORTCUT_ADDR: Final = "10.9.1.3"  # the server's on br-out, for `dr`
+SHORTCUT_ADDR: Final = "10.9.1.3"  # the server's on br-out, for `dr` and tunnels
+MTU: Final = 1500  # of every device
 
 BULK_PORT: Final = 5201
 UDP_BULK_PORT: Final = 5202
@@ -63,6 +65,7 @@ UDP_PORTS: Final = (UDP_PORT, UDP_BULK_PORT)
 DESTS: Final = MappingProxyType({("udp", UDP_BULK_PORT): SERVERS[:1]})
 
 TAPS: Final = MappingProxyType({"out": "lb-out", "in": "lb-in"})
+_IP_TCP: Final = 40  # bytes of both headers without options
 _SHORTCUT: Final = "to-direct"  # the director's end of the server's link to br-out
 
 READY_S: Final = 15.0
@@ -85,7 +88,7 @@ _SYSCTLS: Final = (
     # A turn must not start with the congestion window that the turn before it ended with.
     ("net/ipv4/tcp_no_metrics_save", "1"),
 )
-# The server has the VIP during a turn of `dr`, and says nothing about it on the wire.
+# The server has the VIP during a turn of `dr` or a tunnel, and says nothing about it on the wire.
 _SILENT: Final = (("net/ipv4/conf/all/arp_ignore", "1"), ("net/ipv4/conf/all/arp_announce", "2"))
 
 WIRING: Final = Wiring(
@@ -357,8 +360,12 @@ class Network:
         self.director.run(["sh", "-c", script])
 
     @contextlib.contextmanager
-    def answers_of_its_own(self) -> Iterator[None]:
-        """The server has the VIP, silently, and a way to the client past the director."""
+    def answers_of_its_own(self, *, overhead: int = 0) -> Iterator[None]:
+        """The server has the VIP, silently, and a way to the client past the director.
+
+        With a tunnel's `overhead` it asks for segments that still fit when they are inside: the
+        advertised MSS is what an operator sets on the dest's route, and nothing is ever too big.
+        """
         server, director = self.server.ns, self.director.ns
         try:
             ip("-n", director, "link", "set", _SHORTCUT, "up")
@@ -366,7 +373,8 @@ class Network:
             batch += [f"addr add {SHORTCUT_ADDR}/24 dev eth1 noprefixroute"]
             ip("-n", server, batch=batch)
             # A server that answers from no address in particular (UDP) has to take the VIP.
-            self.route(to_server=f"via {OUTSIDE}", to_client=f"dev eth1 src {VIP}")
+            mss = f" advmss {MTU - _IP_TCP - overhead}" if overhead else ""
+            self.route(to_server=f"via {OUTSIDE}", to_client=f"dev eth1 src {VIP}{mss}")
             yield
         finally:
             ip("-n", server, "route", "replace", OUTSIDE_NET, "via", INSIDE)

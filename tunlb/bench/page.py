@@ -9,7 +9,7 @@ from html import escape
 from typing import Final
 
 from tunlb.bench.figures import AGAINST, Row, grouped, number
-from tunlb.bench.goals import JUDGED, Verdict
+from tunlb.bench.goals import JUDGED_BY_LIMIT, Verdict
 from tunlb.bench.samples import Head, first_line
 
 STYLE: Final = """
@@ -120,7 +120,7 @@ def _figures(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> str:
         for row in group:
             name = escape(row.subject)
             cells = [
-                f"<b>{name}</b>" if row.subject in JUDGED else name,
+                f"<b>{name}</b>" if row.subject in JUDGED_BY_LIMIT else name,
                 escape(row.title),
                 row.shown(row.figure.median),
                 row.extent,

@@ -20,7 +20,16 @@ import matplotlib.ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tunlb.bench.figures import LIMIT, VALUE, BareScale, Scale, Spread, number, spread
+from tunlb.bench.figures import (
+    LIMIT,
+    VALUE,
+    BareScale,
+    Scale,
+    Spread,
+    limit_of,
+    number,
+    spread,
+)
 from tunlb.bench.page import GRID, GROUND, INK
 from tunlb.bench.samples import Head, Sample
 
@@ -31,6 +40,8 @@ COLOURS: Final[Mapping[str, str]] = MappingProxyType(
         "nat": "#0072b2",
         "fnat": "#d55e00",
         "dr": "#009e73",
+        "snat": "#8c564b",
+        "tunnel": "#6a3d9a",
         "reflector": INK,
         "direct": "#8a8f98",
         "nftables": "#cc79a7",
@@ -39,11 +50,18 @@ COLOURS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 OTHER: Final = "#8a8f98"
-OWN: Final = frozenset({"nat", "fnat", "dr"})
+OWN: Final = frozenset({"nat", "fnat", "dr", "snat", "tunnel"})
 
 # Members of a family: by the end of their name. (line, hatch)
 VARIANTS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
-    {"2w": ("--", "///"), "uncompiled": (":", "xxx"), "snat": ("--", "///")}
+    {
+        "2w": ("--", "///"),
+        "uncompiled": (":", "xxx"),
+        "snat": ("--", "///"),
+        "mtu": ("--", "///"),
+        "gre": ("--", "///"),
+        "gue": (":", "xxx"),
+    }
 )
 
 STYLE: Final[Mapping[str, object]] = MappingProxyType(
@@ -106,7 +124,10 @@ class Chart:
                 "The median of the rounds at each share; both axes are logarithmic."
                 " The reflector is drawn over the others."
             )
-        return "The median of the rounds; whiskers: lowest and highest. Dashed: the reflector."
+        return (
+            "The median of the rounds; whiskers: lowest and highest. Dashed: the reflector; over a"
+            " tunnel's bar alone, the reflector that cuts frames as a tunnel has to."
+        )
 
 
 def _panels(*loads: str) -> tuple[Panel, ...]:
@@ -174,7 +195,8 @@ def _family(subject: str) -> str:
 
 
 def _variant(subject: str) -> tuple[str, str]:
-    return VARIANTS.get(subject.rpartition("-")[2], ("-", ""))
+    _, dash, end = subject.rpartition("-")
+    return VARIANTS.get(end if dash else "", ("-", ""))
 
 
 def _measured(panel: Panel, samples: Sequence[Sample], *, lines: bool) -> bool:
@@ -223,7 +245,8 @@ def _bars(
         }
         scale = _scale(panel, scales)
         spreads = {name: spread(found) for name, found in by_subject.items() if found}
-        _bar_panel(axes, subjects, spreads, scale, spreads.get(LIMIT) if panel.limited else None)
+        limits = {name: limit_of(name, panel.load) for name in subjects} if panel.limited else {}
+        _bar_panel(axes, subjects, spreads, scale, limits)
     first = grid[0][0]
     first.set_yticks(range(len(subjects)), subjects)
     first.invert_yaxis()
@@ -238,10 +261,14 @@ def _bar_panel(
     subjects: Sequence[str],
     spreads: Mapping[str, Spread],
     scale: Scale,
-    limit: Spread | None,
+    limits: Mapping[str, str],
 ) -> None:
+    """`limits` names each subject's limit; the reflector's goes through all bars."""
     per = scale.per_unit
-    line = limit.median / per if limit is not None else None
+    lines = {
+        name: spreads[limit].median / per for name, limit in limits.items() if limit in spreads
+    }
+    whole = lines.get(LIMIT)
     top = max(found.high for found in spreads.values()) / per or 1.0
     for y, name in enumerate(subjects):
         if name not in spreads:
@@ -265,11 +292,17 @@ def _bar_panel(
                 median, y, xerr=whisker, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2.2
             )
         end = high + top * 0.03
+        line = lines.get(name)
+        if line is not None and limits[name] != LIMIT:
+            of_it = axes.vlines(line, y - 0.45, y + 0.45, color=INK, linewidth=0.9, label="limit")
+            of_it.set_linestyle((0, (4, 3)))
+        else:
+            line = whole
         if line is not None and end - top * 0.02 < line < end + top * 0.15:
             end = line + top * 0.02
         axes.text(end, y, number(median), va="center", fontsize=8)
-    if line is not None:
-        axes.axvline(line, color=INK, linestyle=(0, (4, 3)), linewidth=0.9)
+    if whole is not None:
+        axes.axvline(whole, color=INK, linestyle=(0, (4, 3)), linewidth=0.9)
     axes.set_xlim(0, top * 1.28)
     axes.set_title(f"{balanced(scale.title, TITLE_CHARS)}\n{scale.unit}")
     axes.grid(axis="x")

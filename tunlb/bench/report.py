@@ -16,13 +16,16 @@ from rich.text import Text
 
 from tunlb.bench import figures, page
 from tunlb.bench.doubts import doubts
-from tunlb.bench.figures import AGAINST, LIMIT, MAIN, VALUE, Row, grouped, number
-from tunlb.bench.goals import JUDGED, Verdict, judge
+from tunlb.bench.figures import AGAINST, CUT_LIMIT, LIMIT, MAIN, VALUE, Row, grouped, number
+from tunlb.bench.goals import JUDGED_BY_LIMIT, Verdict, judge
 from tunlb.bench.loads import LOADS
 from tunlb.bench.samples import Head, Sample, first_line
 
 # Compared with, beside the reflector, in the terminal's table; all of AGAINST are in the files.
 COLUMNS: Final = ("haproxy", "nginx", "nftables")
+# What a ratio is marked with that is to CUT_LIMIT instead.
+ANOTHER: Final = "*"
+NOTE: Final = f"{ANOTHER} x {CUT_LIMIT}, whose frames are cut as a tunnel's have to be"
 NO_PLOTS: Final = "without plots: matplotlib is not installed (pip install 'tunlb[bench]')"
 SAMPLES_CSV: Final = "samples.csv"
 SUMMARY_CSV: Final = "summary.csv"
@@ -107,15 +110,17 @@ def _load_table(rows: Sequence[Row], marks: Marks) -> Table:
         Column("subject", min_width=15, no_wrap=True),
         Column(unit, justify="right", min_width=8, no_wrap=True),
         Column("min-max", justify="right", min_width=15, no_wrap=True),
-        Column(f"x {LIMIT}", min_width=19, no_wrap=True),
+        Column(f"x {LIMIT}", min_width=20, no_wrap=True),
         *(Column(f"x {name}", min_width=7, no_wrap=True) for name in COLUMNS),
         Column("CPU ns/pkt", justify="right", no_wrap=True),
     )
     for row in rows:
-        cells = [_ratio(row, name, marks) for name in (LIMIT, *COLUMNS)]
+        cells = [_ratio(row, name, marks) for name in (row.limit, *COLUMNS)]
         cpu = "" if row.cpu_ns is None else number(row.cpu_ns)
-        name = Text(row.subject, "bold" if row.subject in JUDGED else "")
+        name = Text(row.subject, "bold" if row.subject in JUDGED_BY_LIMIT else "")
         made.add_row(name, row.shown(row.figure.median), row.extent, *cells, cpu)
+    if any(row.limit != LIMIT and row.limit in row.ratios for row in rows):
+        made.caption = f"{NOTE}\n "
     return made
 
 
@@ -127,6 +132,8 @@ def _table(title: Text, *columns: Column) -> Table:
         title_justify="left",
         title_style="",
         caption=" ",
+        caption_justify="left",
+        caption_style="",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
@@ -138,7 +145,8 @@ def _ratio(row: Row, against: str, marks: Marks) -> Text:
     ratio = row.ratio(against)
     if ratio is None:
         return Text("")
-    text = str(ratio) if against == LIMIT else f"{ratio.median:.2f}"
+    text = f"{ratio.median:.2f}" if against in COLUMNS else str(ratio)
+    text += ANOTHER if against == CUT_LIMIT else ""
     verdict = marks.get((row.load, row.metric, row.subject, against))
     if verdict is None:
         return Text(text)

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import tunlb
-from tunlb.bench import proc, rivals
+from tunlb.bench import decap, proc, rivals
+from tunlb.bench.figures import CUT, CUT_LIMIT, LIMIT
 from tunlb.bench.network import (
     INSIDE,
     LADDRS,
@@ -35,29 +37,35 @@ from tunlb.bench.samples import BenchError
 from tunlb.lab.host import Host, ip
 from tunlb.lab.net import TCP_LISTEN, bound_ports, processes_in
 from tunlb.lab.process import READY, TunlbError, TunlbProcess, environment
+from tunlb.wire.encap import KINDS, overhead
 
 BOTH: Final = frozenset({"tcp", "udp"})
 # tunlb's default, so that the reflector's rings are as long.
 TXQUEUELEN: Final = 4096
+GUE_PORT: Final = 6080
+# The type of the tunnel, by what `--subjects` calls it.
+TUNNELS: Final = MappingProxyType({"tunnel": "ipip", "tunnel-gre": "gre", "tunnel-gue": "gue"})
 
 Stand = Callable[[Network], contextlib.AbstractContextManager[Standing]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """`loads` names those that it is for (None: all of its protocols). `needs` are helpers in C.
-    `missing` says why it cannot stand on this machine, or None."""
+    """`loads` names those that it is for (None: all of its protocols), `unfit` those that it is not
+    for. `needs` are helpers in C. `missing` says why it cannot stand on this machine, or None."""
 
     name: str
     title: str
     stand: Stand
     protos: frozenset[str] = BOTH
     loads: tuple[str, ...] | None = None
+    unfit: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     missing: Callable[[], str | None] = lambda: None
 
     def takes(self, load: str, proto: str) -> bool:
-        return proto in self.protos and (self.loads is None or load in self.loads)
+        meant = self.loads is None or load in self.loads
+        return proto in self.protos and meant and load not in self.unfit
 
 
 # ---- the kernel ----------------------------------------------------------------------------------
@@ -142,9 +150,9 @@ def _nginx(network: Network) -> Iterator[Standing]:
 
 
 @contextlib.contextmanager
-def _reflector(network: Network) -> Iterator[Standing]:
+def _reflector(network: Network, *options: str) -> Iterator[Standing]:
     director = network.director
-    argv = [str(network.helpers.path("reflector")), TAPS["out"], TAPS["in"]]
+    argv = [str(network.helpers.path("reflector")), *options, TAPS["out"], TAPS["in"]]
     with network.child(director, argv) as child:
         child.wait_for("ready")
         ip(
@@ -160,7 +168,7 @@ def _reflector(network: Network) -> Iterator[Standing]:
 
 
 def configuration(mode: str, workers: int) -> str:
-    """tunlb's configuration for one forwarding mode, as JSON lines.
+    """tunlb's configuration for one forwarding mode or tunnel, as JSON lines.
 
     Round robin: `sh` and `mh` go by the client's address, and there is one client.
     """
@@ -181,14 +189,35 @@ def configuration(mode: str, workers: int) -> str:
         for port in ports:
             name = f"{proto}-{port}"
             service: dict[str, object] = {"kind": "service", "name": name, "proto": proto}
-            service |= {"vaddr": VIP, "vport": port, "fwdmode": mode, "scheduler": "rr"}
-            service |= {"laddrs": [LADDRS]} if mode == "fnat" else {}
+            service |= {"vaddr": VIP, "vport": port, "scheduler": "rr", **_way(mode)}
             lines.append(service)
             lines += [
                 {"kind": "dest", "service": name, "daddr": address, "dport": port}
                 for address in dests(proto, port)
             ]
     return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def _way(mode: str) -> dict[str, object]:
+    """What a service says of how it forwards."""
+    if mode in TUNNELS:
+        tunnel: dict[str, object] = {"type": TUNNELS[mode]}
+        tunnel |= {"port": GUE_PORT} if tunnel["type"] == "gue" else {}
+        return {"fwdmode": "tunnel", "tunnel": tunnel}
+    return {"fwdmode": mode, **({"laddrs": [LADDRS]} if mode == "fnat" else {})}
+
+
+@contextlib.contextmanager
+def _ways(network: Network, mode: str) -> Iterator[None]:
+    """What the server has for the turn of a mode in which it answers the client itself."""
+    with contextlib.ExitStack() as stack:
+        if mode == "dr":
+            stack.enter_context(network.answers_of_its_own())
+        elif mode in TUNNELS:
+            room = overhead(KINDS.index(TUNNELS[mode]), 4, False)
+            stack.enter_context(decap.decapsulating(network.server, "eth0", GUE_PORT))
+            stack.enter_context(network.answers_of_its_own(overhead=room))
+        yield
 
 
 def uncompiled_tree(scratch: Path) -> Path:
@@ -213,7 +242,7 @@ def _tunlb(
         extra["PYTHONPATH"] = str(uncompiled_tree(network.scratch))
     argv = network.director.argv([sys.executable, "-m", "tunlb", "run", "-c", str(config)])
     with (
-        network.answers_of_its_own() if mode == "dr" else contextlib.nullcontext(),
+        _ways(network, mode),
         TunlbProcess(argv, config, env=environment(extra)) as process,
     ):
         try:
@@ -222,9 +251,10 @@ def _tunlb(
             raise BenchError(str(error)) from None
         if ready.get("build") != build:
             raise BenchError(f"it is the {ready.get('build')} build instead of the {build} one")
-        if mode != "dr":
+        one_way = mode == "dr" or mode in TUNNELS
+        if not one_way:
             network.route_through()
-        devices = ("to-server",) if mode == "dr" else ("to-client", "to-server")
+        devices = ("to-server",) if one_way else ("to-client", "to-server")
         try:
             address = SERVERS[0] if mode == "snat" else VIP
             yield Standing(network.director, address, devices=devices)
@@ -244,6 +274,17 @@ def _compiled(name: str, title: str, mode: str, workers: int = 1) -> Subject:
     return Subject(name=name, title=title, stand=stand, missing=_not_compiled)
 
 
+def _tunnel(name: str, title: str) -> Subject:
+    """A datagram that fills the MTU has no room for an outer header: not for `udp-bulk`."""
+    return Subject(
+        name=name,
+        title=title,
+        stand=partial(_tunlb, mode=name),
+        unfit=("udp-bulk",),
+        missing=lambda: _not_compiled() or decap.missing(),
+    )
+
+
 def _uncompiled(mode: str) -> Subject:
     stand = partial(_tunlb, mode=mode, build="uncompiled")
     return Subject(name=f"{mode}-uncompiled", title=f"tunlb {mode}, uncompiled", stand=stand)
@@ -252,15 +293,25 @@ def _uncompiled(mode: str) -> Subject:
 SUBJECTS: Final = (
     Subject(name="direct", title="routed by the kernel, no balancer", stand=_direct),
     Subject(
-        name="reflector",
+        name=LIMIT,
         title="read() and write() in C: the device's limit",
         stand=_reflector,
+        needs=("reflector",),
+    ),
+    Subject(
+        name=CUT_LIMIT,
+        title="the same with offloaded frames cut: the limit of a tunnel",
+        stand=lambda network: _reflector(network, "-c"),
+        loads=CUT,
         needs=("reflector",),
     ),
     _compiled("nat", "tunlb nat", "nat"),
     _compiled("fnat", "tunlb fnat", "fnat"),
     _compiled("dr", "tunlb dr (answers do not pass it)", "dr"),
     _compiled("snat", "tunlb snat (to the server's own address)", "snat"),
+    _tunnel("tunnel", "tunlb tunnel, IP in IP (answers do not pass it)"),
+    _tunnel("tunnel-gre", "tunlb tunnel, GRE"),
+    _tunnel("tunnel-gue", "tunlb tunnel, GUE"),
     _compiled("nat-2w", "tunlb nat, 2 workers", "nat", 2),
     _compiled("fnat-2w", "tunlb fnat, 2 workers", "fnat", 2),
     _uncompiled("nat"),

@@ -149,11 +149,15 @@ class Host:
         self._started.append(process)
         return process
 
+    def inside(self) -> contextlib.AbstractContextManager[None]:
+        """The calling thread is in this namespace for the length of the block."""
+        return _inside(self.path)
+
     def socket(
         self, family: socket.AddressFamily, kind: socket.SocketKind, proto: int = 0
     ) -> socket.socket:
         """A socket of this namespace for the calling process: it stays here for its life."""
-        with _inside(self.path):
+        with self.inside():
             return socket.socket(family, kind, proto)
 
     def reap(self) -> None:

@@ -6,16 +6,21 @@ import math
 import random
 from dataclasses import dataclass, replace
 
-from tunlb.bench.figures import BareScale
+from tunlb.bench.figures import CUT, BareScale, limit_of
 from tunlb.bench.samples import Head, Sample
 
 # What each would do beside the reflector.
 SPEEDS = {
     "direct": 1.4,
     "reflector": 1.0,
-    "nat": 0.97,
-    "fnat": 0.96,
+    "reflector-mtu": 1.0,
+    "nat": 0.99,
+    "fnat": 0.98,
     "dr": 0.99,
+    "snat": 0.99,
+    "tunnel": 0.99,
+    "tunnel-gre": 0.98,
+    "tunnel-gue": 0.98,
     "nat-2w": 1.2,
     "fnat-2w": 1.18,
     "nat-uncompiled": 0.3,
@@ -25,6 +30,9 @@ SPEEDS = {
     "haproxy": 0.62,
     "nginx": 0.55,
 }
+
+# Under bulk load, tunnels and what is their limit are as slow as cut frames are.
+CUT_SPEED = 0.3
 
 SCALES = (
     BareScale("bulk", "TCP, 1 stream up", "Gb/s", 1e9),
@@ -48,6 +56,14 @@ BASE = dict(
         strict=True,
     )
 )
+
+NOT_UNDER = {
+    "haproxy": {"udp-bulk", "pps", "pps-lossless"},
+    "reflector-mtu": {*BASE} - {*CUT},
+    "tunnel": {"udp-bulk"},
+    "tunnel-gre": {"udp-bulk"},
+    "tunnel-gue": {"udp-bulk"},
+}
 
 HEAD = Head(
     date="2026-01-02T03:04:05+0000",
@@ -104,12 +120,14 @@ class Maker:
             drift = self._random.uniform(0.92, 1.08)
             for load in BASE:
                 for subject, speed in SPEEDS.items():
-                    if not (subject == "haproxy" and load in ("udp-bulk", "pps", "pps-lossless")):
+                    if load not in NOT_UNDER.get(subject, ()):
                         found.append(self._one(turn, load, subject, speed, drift))
         return found
 
     def _one(self, turn: int, load: str, subject: str, speed: float, drift: float) -> Sample:
-        noise = self._random.uniform(0.96, 1.04)
+        noise = self._random.uniform(0.98, 1.02)
+        cut = subject == "reflector-mtu" or limit_of(subject, load) == "reflector-mtu"
+        speed *= CUT_SPEED if cut else 1.0
         made = sample(subject, BASE[load] * speed * drift * noise, load=load, turn=turn)
         cpu_s = 1.9 / (1 + speed)
         if load == "held":

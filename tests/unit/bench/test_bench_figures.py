@@ -188,10 +188,23 @@ def test_why_a_goal_was_not_measured(head: Head, why: str) -> None:
     assert (found.reached, found.sentence) == (None, f"not measured: {why}")
 
 
-def test_each_goal_is_for_nat_and_fnat() -> None:
+def test_each_mode_has_the_goals_of_the_limit_and_two_all_of_them() -> None:
     verdicts = judge(HEAD, rows(HEAD, Maker().run(), SCALES))
-    assert [v.subject for v in verdicts] == ["nat", "fnat"] * len(GOALS)
-    # what the made-up run's speeds say: 0.97 and 0.96 of the reflector, 0.88 of nftables
+    goals = {
+        name: [str(v.goal) for v in verdicts if v.subject == name]
+        for name in dict.fromkeys(v.subject for v in verdicts)
+    }
+    assert goals["nat"] == goals["fnat"] == [str(goal) for goal in GOALS]
+    of_the_limit = [str(goal) for goal in GOALS if goal.against == "reflector"]
+    assert goals["dr"] == goals["snat"] == of_the_limit
+    assert len(of_the_limit) == 6
+    cut = [
+        text.replace("bulk >= 0.95 x reflector", "bulk >= 0.95 x reflector-mtu")
+        for text in of_the_limit
+    ]
+    assert goals["tunnel"] == goals["tunnel-gre"] == goals["tunnel-gue"] == cut
+    assert len(goals) == 7
+    # what the made-up run's speeds say: 0.98 or 0.99 of what limits each, 0.9 of nftables
     missed = {str(v.goal) for v in verdicts if not v.reached}
     assert missed == {"crr >= 1.00 x nftables"}
 

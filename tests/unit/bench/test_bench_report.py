@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.unit.bench.bench_run import BASE, HEAD, SPEEDS, Maker, sample
+from tests.unit.bench.bench_run import BASE, HEAD, NOT_UNDER, SPEEDS, Maker, sample
 from tunlb.bench import page, report
 from tunlb.bench.figures import VALUE
 from tunlb.bench.goals import GOALS, Goal
@@ -59,13 +59,39 @@ def test_every_load_has_its_table_and_every_subject_its_row(samples: list[Sample
     lines = shown(HEAD, samples).splitlines()
     for load in BASE:
         assert [line for line in lines if line.startswith(f"{load}  ")]
-    # one table a load, one more for the percentiles of a latency; haproxy has no UDP
     rows = {name: sum(line.startswith(f"{name} ") for line in lines) for name in SPEEDS}
-    latencies, judged = 3, 9
-    full = len(BASE) + latencies
-    assert rows == {
-        name: full - 3 * (name == "haproxy") + judged * (name in ("nat", "fnat")) for name in SPEEDS
-    }
+    assert rows == {name: rows_shown(name) for name in SPEEDS}
+
+
+def rows_shown(name: str) -> int:
+    """One for a load, one more for the percentiles of a latency, and one for each goal."""
+    loads = BASE.keys() - NOT_UNDER.get(name, set())
+    latencies = {"latency", "latency-70", "first"} & loads
+    return len(loads) + len(latencies) + sum(name in goal.subjects for goal in GOALS)
+
+
+def test_a_tunnel_is_compared_with_what_cuts_frames_too() -> None:
+    made = [
+        sample("reflector", 10e9),
+        sample("reflector-mtu", 4e9),
+        sample("fnat", 9.6e9),
+        sample("tunnel-gre", 3.9e9),
+        sample("reflector", 100e3, load="pps"),
+        sample("tunnel-gre", 99e3, load="pps"),
+    ]
+    found = [" ".join(line.split()) for line in shown(HEAD, made).splitlines()]
+    assert "fnat 9.60 0.96 ok" in found
+    assert "reflector-mtu 4.00 0.40" in found
+    assert "tunnel-gre 3.90 0.97* ok" in found or "tunnel-gre 3.90 0.98* ok" in found
+    assert "tunnel-gre 99.0 0.99 ok" in found
+    assert found.count("* x reflector-mtu, whose frames are cut as a tunnel's have to be") == 1
+    assert "tunnel-gre bulk >= 0.95 x reflector-mtu 0.97 reached" in found
+
+
+def test_without_its_limit_a_tunnel_is_compared_with_nothing() -> None:
+    found = shown(HEAD, [sample("reflector", 10e9), sample("tunnel", 3.9e9)])
+    assert "tunnel 3.90" in [" ".join(line.split()) for line in found.splitlines()]
+    assert "* x" not in found
 
 
 def test_a_row(samples: list[Sample]) -> None:
@@ -82,7 +108,7 @@ def test_a_row(samples: list[Sample]) -> None:
 
 def test_goals_that_were_not_measured_are_counted_by_reason() -> None:
     text = shown(replace(HEAD, loads=("bulk",)), [sample("nat"), sample("reflector")])
-    assert "6 goals not measured: crr was not asked for" in text
+    assert "11 goals not measured: crr was not asked for" in text
     assert "1 goal not measured: no round has both nat and haproxy" in text
 
 
@@ -233,9 +259,12 @@ PLOTS = ("throughput", "packets", "connections", "latency", "first", "held")
 
 @pytest.mark.parametrize("name", PLOTS)
 def test_plot_names_every_subject(drawn: Path, name: str) -> None:
-    text = "".join(ET.parse(drawn / f"{name}.svg").getroot().itertext())
-    missing = {"haproxy"} if name == "packets" else set()
-    assert not [subject for subject in SPEEDS if subject not in text and subject not in missing]
+    texts = {(text or "").strip() for text in ET.parse(drawn / f"{name}.svg").getroot().itertext()}
+    drawn_there = {
+        "throughput": set(SPEEDS),
+        "packets": set(SPEEDS) - {"haproxy", "reflector-mtu"},
+    }.get(name, set(SPEEDS) - {"reflector-mtu"})
+    assert texts & set(SPEEDS) == drawn_there
 
 
 def test_page_with_plots(drawn: Path) -> None:
@@ -266,6 +295,26 @@ def test_unknown_subjects_are_drawn(tmp_path: Path) -> None:
     one = replace(sample("ipvs", 1e-4, load="first"), distribution=((0.0, 1e-4), (0.9, 2e-4)))
     report.write_report(tmp_path, replace(HEAD, subjects=("ipvs",)), [one])
     assert ">ipvs<" in (tmp_path / "first.svg").read_text()
+
+
+def test_only_a_member_of_a_family_is_hatched() -> None:
+    """snat is a mode of its own, nftables-snat a variant of nftables."""
+    plots = pytest.importorskip("tunlb.bench.plots", exc_type=ImportError)
+    assert plots._variant("snat") == plots._variant("fnat") == ("-", "")
+    assert plots._variant("nftables-snat") != ("-", "")
+    assert plots.colour("tunnel-gue") == plots.colour("tunnel") != plots.colour("snat")
+
+
+def test_a_tunnels_limit_is_drawn_over_its_own_bar() -> None:
+    plots = pytest.importorskip("tunlb.bench.plots", exc_type=ImportError)
+    chart = plots.Chart("t", "t", (plots.Panel("bulk"),))
+    made = [sample(name, 1e9) for name in ("reflector", "reflector-mtu", "fnat", "tunnel")]
+    figure = plots.draw(chart, HEAD, made, {})
+    (lines,) = [c for c in figure.axes[0].collections if c.get_label() == "limit"]
+    ((low, high),) = [segment[:, 1] for segment in lines.get_segments()]
+    tunnel = [label.get_text() for label in figure.axes[0].get_yticklabels()].index("tunnel")
+    assert low < tunnel < high
+    assert high - low < 1
 
 
 Across = Callable[[list[list[tuple[float, float]]]], list[tuple[float, float]]]

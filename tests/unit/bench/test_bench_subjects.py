@@ -10,7 +10,14 @@ import pytest
 from tunlb.bench import rivals, subjects, tools
 from tunlb.bench.network import LADDRS, SERVERS, TCP_PORTS, UDP_BULK_PORT, UDP_PORTS, VIP
 from tunlb.bench.samples import BenchError
-from tunlb.bench.subjects import SUBJECT_NAMES, SUBJECTS, configuration, uncompiled_tree
+from tunlb.bench.subjects import (
+    GUE_PORT,
+    SUBJECT_NAMES,
+    SUBJECTS,
+    TUNNELS,
+    configuration,
+    uncompiled_tree,
+)
 from tunlb.conf.load import loads
 from tunlb.lab.host import Host
 from tunlb.lab.topology import HostSpec
@@ -22,10 +29,14 @@ def test_the_order_of_the_turns() -> None:
     assert SUBJECT_NAMES == (
         "direct",
         "reflector",
+        "reflector-mtu",
         "nat",
         "fnat",
         "dr",
         "snat",
+        "tunnel",
+        "tunnel-gre",
+        "tunnel-gue",
         "nat-2w",
         "fnat-2w",
         "nat-uncompiled",
@@ -44,6 +55,12 @@ def test_the_order_of_the_turns() -> None:
         ("haproxy", "pps", "udp", False),
         ("haproxy", "crr", "tcp", True),
         ("nginx", "pps", "udp", True),
+        ("reflector-mtu", "bulk-8", "tcp", True),
+        ("reflector-mtu", "bulk-8-down", "tcp", False),
+        ("reflector-mtu", "pps", "udp", False),
+        ("tunnel-gue", "pps", "udp", True),
+        ("tunnel", "bulk", "tcp", True),
+        ("tunnel", "udp-bulk", "udp", False),
     ],
 )
 def test_who_takes_what(subject: str, load: str, proto: str, takes: bool) -> None:
@@ -60,7 +77,7 @@ def test_a_subject_may_be_for_some_loads_only() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("mode", ["nat", "fnat", "dr"])
+@pytest.mark.parametrize("mode", ["nat", "fnat", "dr", *TUNNELS])
 def test_configuration_is_one_that_tunlb_takes(mode: str, workers: int) -> None:
     config = loads(configuration(mode, workers))
     assert config.tunlb.workers == workers
@@ -68,8 +85,11 @@ def test_configuration_is_one_that_tunlb_takes(mode: str, workers: int) -> None:
     ports = {(service.proto, int(str(service.vport))) for service in config.services}
     assert ports == {("tcp", p) for p in TCP_PORTS} | {("udp", p) for p in UDP_PORTS}
     for service in config.services:
-        assert service.fwdmode == mode
+        assert service.fwdmode == mode.partition("-")[0]
         assert bool(service.laddrs) == (mode == "fnat")
+        for dest in service.dests if mode in TUNNELS else ():
+            assert dest.tunnel is not None
+            assert (dest.tunnel.type, dest.tunnel.port) == (TUNNELS[mode], GUE_PORT)
         alone = (service.proto, str(service.vport)) == ("udp", str(UDP_BULK_PORT))
         assert [str(dest.daddr) for dest in service.dests] == list(
             SERVERS[:1] if alone else SERVERS
