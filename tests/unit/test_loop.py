@@ -54,6 +54,9 @@ def _signals() -> Iterator[None]:
 class Good(Hook):
     """A user's hook."""
 
+    def run(self, pkt: Packet, now: int) -> int:
+        return 1
+
 
 class Fails(Hook):
     def __init__(self) -> None:
