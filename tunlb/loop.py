@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import inspect
 import os
 import signal
 import time
@@ -56,18 +57,28 @@ def load_hook(line: HookConf) -> Hook:
     module_name, _, class_name = line.call.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-        hook = cls()
-    # SystemExit: a module that is also a program
-    except (Exception, SystemExit) as error:
-        raise HookError(
-            f"hook {line.call}: {type(error).__name__}: {error} "
-            "(the module must be importable: set PYTHONPATH; the class takes no arguments)"
-        ) from error
-    if not isinstance(hook, Hook):
+    # More than Exception: a module that is also a program raises SystemExit
+    except BaseException as error:
+        hint = "the module must be importable: install its package, or set PYTHONPATH"
+        raise _refused(line, error, hint) from error
+    if not (isinstance(cls, type) and issubclass(cls, Hook)):
         raise HookError(f"hook {line.call}: {class_name} is not a subclass of tunlb.hook.Hook")
-    hook.point = Point[line.point.upper()]
-    hook.priority = line.priority
+    if cls.run is Hook.run or inspect.iscoroutinefunction(cls.run):
+        raise HookError(
+            f"hook {line.call}: {class_name} needs a method run(self, pkt, now), which is no coroutine"
+        )
+    try:
+        hook = cls()
+        hook.point = Point[line.point.upper()]
+        hook.priority = line.priority
+    except BaseException as error:
+        hint = "the class is made without arguments, and its point and priority are set"
+        raise _refused(line, error, hint) from error
     return hook
+
+
+def _refused(line: HookConf, error: BaseException, hint: str) -> HookError:
+    return HookError(f"hook {line.call}: {type(error).__name__}: {error} ({hint})")
 
 
 class HookErrors:
@@ -295,8 +306,10 @@ class WorkerLife:
         try:
             calls = CALLS.decode(_payload(fds[0]))
             for line in calls.hooks:
+                self._say("trying", what=f"hook {line.call}")
                 load_hook(line)
             for name in calls.schedulers:
+                self._say("trying", what=f"scheduler {name}")
                 sched.trial(name)
         except (HookError, sched.SchedulerError) as error:
             self._say("failed", error=str(error))

@@ -29,7 +29,14 @@ def resolve(group: str, name: str) -> str:
 def _entry_point(group: str, name: str) -> str:
     from importlib.metadata import entry_points  # slow, and few need it
 
-    found = sorted({entry.value.replace(" ", "") for entry in entry_points(group=group, name=name)})
+    try:
+        entries = entry_points(group=group, name=name)
+    except Exception as error:  # one package with a bad file spoils the look-up for all
+        told = f"{type(error).__name__}: {error}"
+        raise PluginError(
+            f"the entry points of an installed package cannot be read: {told}"
+        ) from error
+    found = sorted({entry.value.replace(" ", "") for entry in entries})
     if not found:
         raise KeyError(name)
     if len(found) > 1:

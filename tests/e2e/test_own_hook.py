@@ -33,6 +33,10 @@ def env() -> Iterator[dict[str, str]]:
         site.chmod(0o755)
         (site / "tunlb_e2e_deny.py").write_text(deny())
         (site / "tunlb_e2e_exits.py").write_text("raise SystemExit(0)\n")
+        (site / "tunlb_e2e_dies.py").write_text("import os\nos._exit(1)\n")
+        (site / "tunlb_e2e_idle.py").write_text(
+            "from tunlb.hook import Hook\nclass Idle(Hook):\n    pass\n"
+        )
         info = site / "tunlb_e2e-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tunlb-e2e\nVersion: 1.0\n")
@@ -65,6 +69,8 @@ def test_it_refuses_a_client(lab: LabFactory, env: dict[str, str], call: str, wo
     ("call", "told"),
     [
         ("tunlb_e2e_exits:Hook", "hook tunlb_e2e_exits:Hook: SystemExit"),
+        ("tunlb_e2e_dies:Hook", "hook tunlb_e2e_dies:Hook: loading it ended the process"),
+        ("tunlb_e2e_idle:Idle", r"needs a method run\(self, pkt, now\)"),
         ("e2e-nosuch", '"e2e-nosuch" is not known'),
     ],
 )

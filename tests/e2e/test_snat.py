@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -263,6 +264,128 @@ def test_workers_are_killed(site: Site) -> None:
             sock.send(echo_request("v4", 77, b"after"))
             assert echo_reply("v4", sock) == (77, b"after")
             time.sleep(1.1)  # a worker that ends again within a second waits
+
+
+# ---- many
+
+#: Answers datagrams on any address of this host, from that very address.
+ANSWERER = """
+import socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+sock.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO
+sock.bind(("0.0.0.0", 4444))
+print("ready", flush=True)
+while True:
+    data, [(level, kind, info)], _, peer = sock.recvmsg(100, 64)
+    sock.sendmsg([data], [(level, kind, bytes(4) + info[8:12] + bytes(4))], 0, peer)
+"""
+
+
+def answered(host: Host, port: int, remotes: list[str]) -> set[str]:
+    """Which of the remotes answer a datagram from ``port``."""
+    with host.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", port))
+        sock.settimeout(0.3)
+        heard: set[str] = set()
+        for _ in range(10):
+            for remote in remotes:
+                if remote not in heard:
+                    sock.sendto(b"%d" % port, (remote, 4444))
+            try:
+                while len(heard) < len(remotes):
+                    data, (remote, _) = sock.recvfrom(100)
+                    assert int(data) == port
+                    heard.add(remote)
+            except TimeoutError:
+                continue
+            return heard
+        return heard
+
+
+@pytest.mark.slow
+def test_one_laddr_carries_more_than_it_has_ports(lab: LabFactory) -> None:
+    """67,200 flows of one host by one address, 240 of them by each port."""
+    made = lab(TOPOLOGY)
+    tunlb = made.start_tunlb(with_lines(TOPOLOGY.config_text, *snat("v4", "udp")))
+    far = made.host("far")
+    ip("-n", far.ns, "route", "add", "local", "10.0.6.0/24", "dev", "lo")
+    ip("-n", made.host("router").ns, "route", "add", "10.0.6.0/24", "via", FAR.v4)
+    with far.popen([sys.executable, "-I", "-S", "-c", ANSWERER]) as answerer:
+        assert answerer.stdout is not None
+        answerer.stdout.readline()
+        remotes = [f"10.0.6.{n}" for n in range(1, 241)]
+        for port in range(20_000, 20_280):
+            assert len(answered(made.client, port, remotes)) == len(remotes)
+        answerer.kill()
+    found = counters(tunlb)
+    assert found["CONN_NEW"] == 67_200
+    assert "CONN_EVICTED" not in found
+    assert drops(found) <= PLANNED_DROPS, found
+
+
+@pytest.mark.slow
+def test_the_host_is_told_when_no_port_is_left(lab: LabFactory) -> None:
+    """All ports of the only laddr are taken towards one endpoint, and free towards others."""
+    made = lab(TOPOLOGY)
+    (line,) = snat("v4", "udp")
+    tunlb = made.start_tunlb(with_lines(TOPOLOGY.config_text, {**line, "laddrs": ["10.0.1.200"]}))
+    with made.client.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as sock:
+        for _ in range(2):  # for what was lost on the way
+            for port in range(1025, 65536):
+                sock.sendto(struct.pack("!4H", port, 4444, 8, 0), (FAR.v4, 0))
+                if port % 256 == 0:
+                    time.sleep(0.01)
+    with made.host("client2").socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(2)
+        sock.bind(("", 5000))
+        sock.connect((FAR.v4, 4444))
+        sock.send(b"me too")
+        with pytest.raises(OSError, match="No route to host"):
+            sock.recv(100)
+    assert clients.udp_echo(made.host("client2"), FAR.v4, 7, b"elsewhere").data == b"elsewhere"
+    found = counters(tunlb)
+    assert found["CONN_NEW"] > 64_000
+    assert found["drop.LPORT_EXHAUSTED"] >= 1
+
+
+@BOTH
+def test_by_the_ports_own_address(lab: LabFactory, family: Family) -> None:
+    """A gateway with one address, two workers: it answers pings, and its hosts go out by it."""
+    made = lab(TOPOLOGY)
+    own = "10.0.1.254" if family == "v4" else "fd01::fe"
+    lines = [{**line, "laddrs": [own]} for line in snat(family)]
+    text = with_keys(TOPOLOGY.config_text, "tunlb", None, workers=2)
+    tunlb = made.start_tunlb(with_lines(text, *lines))
+    for name in ("client", "client2"):
+        body = clients.fetch(made.host(name), clients.url(FAR.of(family), 8080, "/peer")).body
+        assert clients.parse_echo(body.encode()).peer == own
+        ping = ["ping", "-c", "2", "-i", "0.05", "-W", "2"]
+        assert "2 received" in made.host(name).run([*ping, FAR.of(family)]).stdout
+    assert "2 received" in made.host("router").run([*ping, own]).stdout
+    found = counters(tunlb)
+    assert found["ICMP_ECHO_REPLIES"] == 2
+    assert drops(found) <= PLANNED_DROPS, found
+
+
+def test_a_reload_takes_a_laddr_away(lab: LabFactory) -> None:
+    """Connections by it go on for as long as it drains; new ones leave by the other."""
+    made = lab(TOPOLOGY)
+    (line,) = snat("v4", "tcp")
+
+    def text(laddr: str) -> str:
+        return with_lines(TOPOLOGY.config_text, {**line, "laddrs": [laddr], "drain_s": 3})
+
+    tunlb = made.start_tunlb(text("10.0.1.200"))
+    with clients.connection(made.client, FAR.v4, 7) as conn:
+        assert conn.echo(b"before") == b"before"
+        assert tunlb.reload(text("10.0.1.201"))["event"] == "reloaded"
+        assert conn.echo(b"while it drains") == b"while it drains"
+        url = clients.url(FAR.v4, 8080, "/peer")
+        seen = clients.parse_echo(clients.fetch(made.client, url).body.encode())
+        assert seen.peer == "10.0.1.201"
+        time.sleep(15)  # the sweep comes every 10 s
+    assert counters(tunlb)["CONN_ENDED"] == 1
 
 
 # ---- a transparent cache

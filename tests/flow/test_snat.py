@@ -411,6 +411,15 @@ def test_a_row_that_snat_cannot_have_made_is_not_adopted(net: Net) -> None:
     assert heir.director.adopt(heir.now) == (0, 1)
 
 
+def test_a_row_of_a_laddr_that_is_not_ours_is_not_adopted(net: Net) -> None:
+    """Of a snapshot of another machine, say: nobody would bring us the answers."""
+    memory = Memory()
+    rig = Rig(config(net), memory=memory)
+    left(net, up(rig, net, datagram(4000, 53)))
+    heir = Rig(config(net, laddrs=[outer(net, 201)]), memory=memory.copy(), now=rig.now)
+    assert heir.director.adopt(heir.now) == (0, 1)
+
+
 def test_every_lport_taken(net: Net) -> None:
     """Towards one endpoint: a closing conn gives way, and without one the new conn is refused, and
     its host told so.

@@ -29,6 +29,7 @@ from tunlb.loop import EXIT_UNPREPARED, HookError, HookErrors, Worker, WorkerLif
 from tunlb.mailbox import open_mailbox
 from tunlb.outbox import PLAIN_VNET
 from tunlb.pace import Pace
+from tunlb.packet import Packet
 from tunlb.shared import Shared
 from tunlb.tap import Port, monotonic_ms
 from tunlb.testing.flow import Rig as FlowRig
@@ -53,10 +54,40 @@ def _signals() -> Iterator[None]:
 class Good(Hook):
     """A user's hook."""
 
+    def run(self, pkt: Packet, now: int) -> int:
+        return 1
+
 
 class Fails(Hook):
     def __init__(self) -> None:
         raise RuntimeError("no luck")
+
+
+class Cancels(Hook):
+    def __init__(self) -> None:
+        raise asyncio.CancelledError("not now")
+
+
+class Idle(Hook):
+    pass
+
+
+class Slow(Hook):
+    async def run(self, pkt: Packet, now: int) -> int:  # type: ignore[override]
+        return 1
+
+
+class Fixed(Hook):
+    @property
+    def priority(self) -> int:  # type: ignore[override]
+        return 1
+
+    def run(self, pkt: Packet, now: int) -> int:
+        return 1
+
+
+def made() -> Hook:
+    raise AssertionError("called, and is no class")
 
 
 def line(call: str) -> HookLine:
@@ -69,7 +100,12 @@ def line(call: str) -> HookLine:
         ("no_such_module:Hook", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("json:NoSuchClass", "AttributeError: module 'json' has no attribute 'NoSuchClass'"),
         ("json:JSONDecoder", "JSONDecoder is not a subclass of tunlb.hook.Hook"),
-        (f"{__name__}:Fails", "RuntimeError: no luck (the module must be importable"),
+        (f"{__name__}:Fails", "RuntimeError: no luck (the class is made without"),
+        (f"{__name__}:Cancels", "CancelledError: not now"),
+        (f"{__name__}:Idle", "Idle needs a method run(self, pkt, now)"),
+        (f"{__name__}:Slow", "Slow needs a method run(self, pkt, now), which is no coroutine"),
+        (f"{__name__}:Fixed", "AttributeError: "),
+        (f"{__name__}:made", "made is not a subclass of tunlb.hook.Hook"),
     ],
 )
 def test_a_hook_that_cannot_be_had(call: str, message: str) -> None:

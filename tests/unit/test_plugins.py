@@ -56,6 +56,16 @@ def test_names_that_cannot_be_used(site: Path, name: str, told: str) -> None:
     assert told in str(problem)
 
 
+def test_a_package_that_is_broken(site: Path) -> None:
+    """Nobody's fault here, and told instead of a traceback."""
+    (site / "plug0-1.0.dist-info" / "entry_points.txt").write_text(f"[{plugins.HOOKS}]\nno value\n")
+    with pytest.raises(ConfigError) as caught:
+        loads(LINES % "plug-broken")
+    assert "entry points of an installed package cannot be read" in str(caught.value)
+    (hook,) = loads(LINES % "some.module:Class").hooks
+    assert hook.call == "some.module:Class"
+
+
 def test_the_groups_are_kept_apart(site: Path) -> None:
     with pytest.raises(KeyError):
         plugins.resolve(plugins.SCHEDULERS, "plug-one")

@@ -16,8 +16,6 @@ cdef class Lapse:
 
     cdef bint meet(
         self, Packet pkt, Protocol protocol, long long row, int direction, Dest dest, long long now) except -1
-    @cython.locals(conns=ConnTable)
-    cpdef int _withdraw_piece(self, int row, set laddrs) except -1
     cpdef int _piece(self, int row, long long now) except -1
     @cython.locals(conns=ConnTable)
     cdef bint _end(self, long long row, long long now) except -1

@@ -8,6 +8,7 @@ import contextlib
 import os
 import select
 import signal
+from typing import Any
 
 from tunlb.boot import Calls, encode
 from tunlb.channel import ChannelError, close_all, pair, put_blob
@@ -43,22 +44,28 @@ class Trial:
         """Until it has answered and ended (blocks). Raises StartError when there is something that
         cannot be had.
         """
+        what = "hooks and schedulers"
         try:
-            answer, fds = self._ours.receive()
-            close_all(fds)
+            answer = self._hear()
+            while answer.get("kind") == "trying":
+                what = str(answer.get("what"))
+                answer = self._hear()
         except TimeoutError:
             raise StartError(
-                f"hooks and schedulers were not loaded in {BUSY_HUNG_S:g} s "
-                "(does a module or a constructor wait for something?)"
+                f"{what}: not loaded in {BUSY_HUNG_S:g} s "
+                "(does its module or its constructor wait for something?)"
             ) from None
         except ChannelError as error:
-            raise StartError(
-                f"loading hooks and schedulers ended the process that tried: {error}"
-            ) from error
+            raise StartError(f"{what}: loading it ended the process that tried: {error}") from error
         finally:
             self._kill()
         if answer.get("kind") != "fine":
             raise StartError(str(answer.get("error")))
+
+    def _hear(self) -> dict[str, Any]:
+        message, fds = self._ours.receive()
+        close_all(fds)
+        return message
 
     def close(self) -> None:
         self._ours.close()

@@ -113,16 +113,26 @@ def test_a_process_that_ends_instead() -> None:
         run(lambda channel, calls: None)
 
 
+def test_which_of_them_it_was() -> None:
+    def end(channel: Channel, calls: Calls) -> None:
+        for what in ("hook deny.here:Deny", "scheduler first:First"):
+            channel.send({"kind": "trying", "what": what})
+
+    with pytest.raises(StartError, match="scheduler first:First: loading it ended the process"):
+        run(end)
+
+
 def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunlb.supervisor.trial.BUSY_HUNG_S", 0.05)
     over = threading.Event()
 
     def hang(channel: Channel, calls: Calls) -> None:
+        channel.send({"kind": "trying", "what": "hook deny.here:Deny"})
         over.wait(10)
 
     keeping = Keeping(hang)
     trial = Trial(CALLED, keeping, (0, 0))  # type: ignore[arg-type]
-    with pytest.raises(StartError, match=r"not loaded in 0\.05 s"):
+    with pytest.raises(StartError, match=r"hook deny\.here:Deny: not loaded in 0\.05 s"):
         trial.wait()
     over.set()
     trial.close()

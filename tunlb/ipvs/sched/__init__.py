@@ -73,7 +73,7 @@ def trial(resolved: str) -> None:
     cls = find(resolved)
     try:
         cls(0, 65537).update([])
-    except Exception as error:
+    except BaseException as error:
         raise SchedulerError(
             f"scheduler {resolved}: {type(error).__name__}: {error} "
             "(the class takes a seed and a table size, update() a list of dests)"
@@ -86,8 +86,8 @@ def _import(module: str, attribute: str) -> type[Scheduler]:
     named = f"scheduler {module}:{attribute}"
     try:
         found: object = getattr(import_module(module), attribute)
-    # SystemExit: a module that is also a program
-    except (Exception, SystemExit) as error:
+    # More than Exception: a module that is also a program raises SystemExit
+    except BaseException as error:
         raise SchedulerError(
             f"{named}: {type(error).__name__}: {error} "
             "(the module must be importable: install its package, or set PYTHONPATH)"

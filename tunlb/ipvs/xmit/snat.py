@@ -26,6 +26,8 @@ from tunlb.ipvs.dest import FWD_SNAT, Dest
 from tunlb.ipvs.laddr import FIRST_PORT, LAST_PORT, LportPools
 from tunlb.ipvs.mode import Mode
 from tunlb.ipvs.service import Service
+from tunlb.netif import Addresses
+from tunlb.route import RouteTable
 
 PROBES = 128  #: lports tried on a host's laddr, on each further one half as many, but
 PROBES_MIN = 8
@@ -51,6 +53,10 @@ class SourceNat(Mode):
         super().__init__(pools)
         self.first = FIRST_PORT
         self.size = LAST_PORT - FIRST_PORT + 1
+        self.addresses = Addresses()
+
+    def rewire(self, addresses: Addresses, routes: RouteTable) -> None:
+        self.addresses = addresses
 
     def bind(
         self,
@@ -103,7 +109,7 @@ class SourceNat(Mode):
             dest.af == conns.b[row * 128 + _B_AF]
             and conns.q[at + 4] == conns.q[at + 2]
             and conns.q[at + 5] == conns.q[at + 3]
-            and conns.q[at + 7] != 0
+            and self.addresses.is_local(conns.q[at + 6], conns.q[at + 7])
             and conns.d[row * 32 + _D_PORTS + 1] >> 16 == conns.d[row * 32 + _D_PORTS] & 0xFFFF
         )
 
