@@ -109,6 +109,33 @@ def test_a_snapshot_of_something_else(lab: LabFactory) -> None:
     assert tunlb.wait_event(("snapshot_written",))["conns"] != 0
 
 
+@pytest.mark.parametrize("how", ["cut", "damaged", "written by anybody"])
+def test_a_snapshot_that_is_not_what_was_written(lab: LabFactory, how: str) -> None:
+    """None of it is used: the connections of before are reset or lost, and new ones work."""
+    made = lab("one-arm")
+    config = with_snapshot(made, 1)
+    first = made.start_tunlb(config)
+    with talking(made):
+        assert first.stop() == 0
+    path = made.dir / "conns"
+    assert path.stat().st_mode & 0o777 == 0o600
+    whole = path.read_bytes()
+    if how == "cut":
+        path.write_bytes(whole[:-300])
+    elif how == "damaged":
+        path.write_bytes(whole[:-300] + bytes([whole[-300] ^ 1]) + whole[-299:])
+    else:
+        path.chmod(0o666)
+    second = made.start_tunlb(config)
+    refused = second.wait_event(("snapshot_refused",))
+    said_so = {"cut": "cut short", "damaged": "damaged", "written by anybody": "chmod 600"}
+    assert said_so[how] in str(refused["error"])
+    assert serves(made)
+    event = stopped(second)["counters"]
+    assert isinstance(event, dict)
+    assert "CONN_ADOPTED" not in event
+
+
 def test_a_snapshot_that_cannot_be_written(lab: LabFactory) -> None:
     made = lab("one-arm")
     nowhere = str(made.dir / "no" / "such" / "folder")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.flow.fragmenting import cut, joined
 from tests.flow.kit import (
+    ROUTER_MAC,
     V4,
     V6,
+    WAN_MAC,
     Conn,
     Net,
     Rig,
@@ -20,7 +23,13 @@ from tests.flow.kit import (
     text,
 )
 from tunlb.counters import Event
-from tunlb.testing.frames import vnet
+from tunlb.hook import Verdict
+from tunlb.ipvs.conn import H_FLAGS, RESETS
+from tunlb.testing.checkers import check, ip
+from tunlb.testing.flow import Memory
+from tunlb.testing.frames import eth, vnet
+from tunlb.testing.frames import ip as packet
+from tunlb.testing.frames import tcp as segment
 
 NETS = pytest.mark.parametrize("net", [V4, V6], ids=["v4", "v6"])
 STATELESS = pytest.mark.parametrize("scheduler", ["mh", "sh", "conhash", "dh"])
@@ -174,3 +183,101 @@ def test_a_reload_keeps_and_drops_the_option(net: Net) -> None:
     rig.reload(with_it + "\n")  # unchanged lines keep their objects
     conn.down("A")
     assert states(rig) == ["ESTABLISHED"]
+
+
+# -- a full table
+
+FULL = 32
+
+
+def flood(rig: Rig, net: Net, mode: str, count: int, first: int = 1) -> None:
+    """Bare ACKs of conns that nobody knows, each from a client of its own."""
+    for number in range(first, first + count):
+        conn = Conn(rig, net, mode=mode, cport=number)
+        verdict, _ = rig.receive("wan", vnet(conn.frame(conn.outside, "A", b"", False)))
+        assert verdict == Verdict.ACCEPT
+
+
+@NETS
+@pytest.mark.parametrize("mode", ["nat", "dr"])
+def test_a_flood_of_acks_pushes_out_itself_alone(net: Net, mode: str) -> None:
+    rig = Rig(balanced(net, "tcp", mode, scheduler="mh", fallback=True), conn_max=FULL)
+    known = [Conn(rig, net, mode=mode, cport=60000 + n).establish() for n in range(4)]
+    moved = [Conn(rig, net, mode=mode, cport=61000 + n) for n in range(4)]
+    for conn in moved:
+        conn.up("A", b"x")
+        if mode == "nat":
+            conn.down("A", b"y")
+    flood(rig, net, mode, 5 * FULL)
+    conns = rig.director.ipvs.conns
+    assert conns.count == FULL
+    kept = [*known, *moved] if mode == "nat" else known
+    before = rig.counters()["CONN_RESUMED"]
+    for conn in kept:
+        conn.up("A", b"still here")
+    assert rig.counters()["CONN_RESUMED"] == before
+    # A client that connects finds room, and so does a conn of the others: each is there again
+    # with its next packet.
+    Conn(rig, net, mode=mode, cport=62000).establish()
+    for conn in moved:
+        conn.up("A", b"me too")
+    assert "drop.CONN_TABLE_FULL" not in rig.counters()
+
+
+@NETS
+def test_what_both_sides_spoke_on_is_as_good_as_any(net: Net) -> None:
+    """And when a worker that dies leaves them."""
+    memory = Memory(FULL)
+    config = balanced(net, "tcp", "nat", scheduler="mh", fallback=True)
+    rig = Rig(config, memory=memory)
+    flood(rig, net, "nat", FULL - 1)
+    moved = Conn(rig, net, mode="nat", cport=61000)
+    moved.up("A")
+    moved.down("A")
+    second = Rig(config, memory=memory.copy(), now=rig.now)
+    second.director.adopt(second.now)
+    flood(second, net, "nat", 3 * FULL, first=1000)
+    moved.rig = second
+    before = second.counters()["CONN_RESUMED"]
+    moved.down("A", b"still here")
+    assert second.counters()["CONN_RESUMED"] == before == 3 * FULL
+
+
+@NETS
+@pytest.mark.parametrize("mode", ["nat", "dr"])
+def test_two_directors_that_do_not_agree_about_the_dests(net: Net, mode: str) -> None:
+    """One has heard of a dest more: few conns move, and none of those of other dests."""
+    lines = [*network(net), service(net, "tcp", mode, scheduler="mh", fallback=True)]
+    one = dest(net, mode)
+    rig = Rig(text(*lines, one))
+    other = Rig(text(*lines, one, dest(net, mode, daddr=net.dest2)))
+    stayed = 0
+    for number in range(64):
+        conn = born(rig, net, mode, number)
+        frame = conn.frame(conn.outside, "A", b"", False)
+        _, sent = other.receive("wan", vnet(frame))
+        stayed += conn.dest_mac == sent[0].frame[10:16].hex(":")
+    assert 16 < stayed < 48, "half of them belong to the other one now"
+
+
+@NETS
+def test_a_segment_in_fragments_goes_on(net: Net) -> None:
+    rig = Rig(balanced(net, "tcp", "nat", scheduler="mh", fallback=True))
+    data = bytes(range(256)) * 12
+    whole = packet(net.remote, net.vip, segment(40000, 80, data, flags="A"))
+    parts = [vnet(eth(WAN_MAC, ROUTER_MAC, payload=part)) for part in cut(whole)]
+    sent = rig.send("wan", parts[::-1])
+    assert check(joined([one.frame for one in sent]), ip(daddr=net.dest)).payload == data
+    assert states(rig) == ["ESTABLISHED"]
+
+
+@NETS
+def test_a_dest_that_spoke_first_is_reset_in_the_end(net: Net) -> None:
+    """As every conn of such a service is."""
+    keys = {"scheduler": "mh", "fallback": True, "reset_on_expire": True}
+    rig = Rig(balanced(net, "tcp", "nat", **keys))
+    conn = Conn(rig, net, mode="nat")
+    conn.down("PA", b"an answer")
+    conn.up("A")
+    (row,) = rig.director.ipvs.conns.rows()
+    assert rig.director.ipvs.conns.mem.cast("H")[row * 64 + H_FLAGS] & RESETS

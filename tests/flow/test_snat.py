@@ -578,3 +578,18 @@ def test_offloaded_frames_pass_whole() -> None:
 
 def test_an_echo_of_the_kit_is_what_the_wire_has() -> None:
     assert echo(5, 1).build(bytes(4), bytes(4)) == ping(V4, 5).build(bytes(4), bytes(4))
+
+
+def test_conns_of_a_source_are_counted_wherever_they_go(net: Net) -> None:
+    """A scan is as many conns as it has destinations; another service has its own count."""
+    lines = [snat(net, proto, conn_rate=1, conn_burst=3) for proto in ("tcp", "udp")]
+    rig = Rig(config(net, *lines))
+    syn, ask = segment(40000, 80, flags="S"), datagram(40000, 53, b"?")
+    for number in range(3):
+        far = f"198.51.100.{50 + number}" if net.af == 4 else f"2001:db8::{50 + number}"
+        left(net, up(rig, net, syn, daddr=far))
+    assert up(rig, net, syn) == (Verdict.DROP, [])
+    left(net, up(rig, net, ask))
+    if net.af == 4:  # of IPv6, both hosts are one source
+        left(net, up(rig, net, syn, saddr=net.dest2))
+    assert rig.counters()["drop.CONN_RATE"] == 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.flow.fragmenting import cut
 from tests.flow.kit import (
     LAN_MAC,
     ROUTER_MAC,
@@ -20,6 +21,7 @@ from tests.flow.kit import (
     text,
 )
 from tunlb.hook import Verdict
+from tunlb.ipvs.tc import BATCH
 from tunlb.testing.checkers import check, ether, ip, udp
 from tunlb.testing.checkers import vnet as offloads
 from tunlb.testing.flow import Sent
@@ -297,3 +299,99 @@ def test_a_syn_that_finds_no_room_is_a_drop_like_any_other(net: Net) -> None:
     syn = vnet(eth(WAN_MAC, ROUTER_MAC, payload=body))
     assert rig.receive("wan", syn) == (Verdict.DROP, [])
     assert rig.counters()["drop.TC_POLICED"] == 1
+
+
+def test_what_waits_for_its_own_bucket_is_in_nobodys_way(net: Net) -> None:
+    """Its number is lower, but it may not be sent: the policer behind it has tokens to spend."""
+    rig = rig_with(
+        net,
+        *two(net),
+        tc(rate="100mbit", burst=100 * SIZE, limit=0, priority=7),
+        tc(service="other", rate="1mbit", burst=SIZE, priority=0),
+    )
+    rig.send("wan", [frame(net, 81) for _ in range(5)])
+    assert waiting(rig) == 4
+    assert len(rig.send("wan", [frame(net) for _ in range(20)])) == 20
+    rig.now += 10  # one of the others may go by now, and goes first
+    assert rig.receive("wan", frame(net))[0] == Verdict.DROP
+    assert rig.counters()["drop.TC_POLICED"] == 1
+    assert len(rig.wake()) == 1
+    assert len(rig.send("wan", [frame(net) for _ in range(20)])) == 20
+
+
+def offloaded(conn: Conn, net: Net) -> bytes:
+    """A segment of 45 x 1400 bytes, as one frame."""
+    kind = 4 if net.af == 6 else 1
+    fields: dict[str, Any] = {"needs_csum": True, "gso_type": kind, "gso_size": 1400}
+    return vnet(conn.outside.segment("A", bytes(45 * 1400)), **fields)
+
+
+def test_a_frame_larger_than_the_queue(net: Net) -> None:
+    """One may always wait, or it would never get through."""
+    rig = Rig(balanced(net) + "\n" + text(tc(rate="10mbit", burst=1, limit=10_000)))
+    conn = Conn(rig, net)
+    conn.up("S")
+    assert rig.receive("wan", offloaded(conn, net)) == (Verdict.STOLEN, [])
+    assert rig.receive("wan", offloaded(conn, net)) == (Verdict.DROP, [])
+    assert rig.receive("wan", vnet(conn.outside.segment("A", b"x"))) == (Verdict.DROP, [])
+    assert len(drained(rig)) == 1
+    assert rig.counters()["drop.TC_QUEUE_FULL"] == 2
+
+
+@pytest.mark.parametrize("burst", [1, 1500, 0], ids=["a byte", "a segment", "the default"])
+def test_the_rate_of_offloaded_frames(net: Net, burst: int) -> None:
+    """Each is 45 segments, and much larger than the bucket."""
+    rig = Rig(balanced(net) + "\n" + text(tc(rate="100mbit", burst=burst, limit=10_000_000)))
+    conn = Conn(rig, net)
+    conn.up("S")
+    rig.advance(1000)
+    start = rig.now
+    count = 100
+    rig.send("wan", [offloaded(conn, net) for _ in range(count)])
+    drained(rig)
+    head = 60 if net.af == 6 else 40
+    bits = count * 45 * (1400 + head + 14) * 8
+    last = bits // count  # the last one leaves when its first token is there
+    bits -= (burst or 250_000) * 8
+    assert (bits - last) / (rig.now - start) * 1000 == pytest.approx(100e6, rel=0.02)
+
+
+def test_every_fragment_is_of_the_services_class(net: Net) -> None:
+    """Also of full NAT, where only the first one says so."""
+    line = tc(service="web", rate="1mbit", burst=1, limit=0)
+    rig = rig_with(net, line)
+    whole = packet(net.remote, net.vip, datagram(40000, 80, bytes(4000)))
+    parts = [vnet(eth(WAN_MAC, ROUTER_MAC, payload=part)) for part in cut(whole)]
+    assert len(rig.send("wan", parts)) == 1, "the first one"
+    assert rig.counters()["drop.TC_POLICED"] == 2
+
+
+def test_a_class_that_goes_leaves_its_queue_to_the_port(net: Net) -> None:
+    """Whose rate is kept."""
+    whole = tc(rate="1mbit", burst=SIZE)
+    rig = rig_with(net, *two(net), whole, tc(service="other", rate="1mbit", burst=SIZE))
+    rig.send("wan", [frame(net, fill=n) for n in range(3)])
+    rig.send("wan", [frame(net, 81, fill=100 + n) for n in range(3)])
+    rig.reload(balanced(net, "udp") + "\n" + text(*two(net), whole))
+    assert rig.outbox() == []
+    start = rig.now
+    left = drained(rig)
+    assert fills([one for _, one in left]) == [1, 2, 100, 101, 102]
+    assert left[-1][0] - start == pytest.approx(50, abs=11)
+    assert waiting(rig) == 0
+
+
+def test_ports_take_turns(net: Net) -> None:
+    """One with more to send than a turn takes does not keep the others waiting."""
+    lines = [tc(rate="1gbit", burst=1, limit=10_000_000, port=name) for name in ("wan", "lan")]
+    rig = Rig(balanced(net, "udp") + "\n" + text(*lines))
+    conn = Conn(rig, net, "udp")
+    conn.up()
+    for _ in range(2 * BATCH):
+        rig.receive("wan", vnet(conn.frame(conn.outside, "", b"up", False)))
+        rig.receive("lan", vnet(conn.frame(conn.inside, "", b"down", True)))
+    turns = []
+    while waiting(rig):
+        rig.now += 20
+        turns.append({one.port for one in rig.wake()})
+    assert turns[0] != turns[1]

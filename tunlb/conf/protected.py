@@ -28,6 +28,10 @@ def check(problems: Problems, parsed: Parsed, network: Network) -> None:
         service = services.get(acl.service)
         if service is None:
             _dangling(problems, parsed, line, acl.service)
+        elif service.vaddr is None:
+            message = f"service {shown(service.name)} has a match, of which no list is asked"
+            hint = "name the sources in the match: other packets are none of the service's"
+            problems.add(line, "$.service", message, hint=hint)
         elif version_of(service) != acl.src.version:
             message = (
                 f"{acl.src} is IPv{acl.src.version},"

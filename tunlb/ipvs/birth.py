@@ -8,7 +8,7 @@ import cython
 
 from tunlb.counters import Counters, DropReason, Event
 from tunlb.hook import Verdict
-from tunlb.ipvs.conn import D_DEST, D_TIMEOUT, INBOUND, OUTBOUND
+from tunlb.ipvs.conn import D_DEST, D_TIMEOUT, H_FLAGS, INBOUND, OUTBOUND, RESUMED
 from tunlb.ipvs.dest import CONNS, Dest
 from tunlb.ipvs.life import Life
 from tunlb.ipvs.matches import MatchTable
@@ -56,9 +56,11 @@ _SYNPROXY_ON = cython.declare(cython.int, Event.SYNPROXY_ON)
 _CONN_BYPASSED = cython.declare(cython.int, Event.CONN_BYPASSED)
 _CONN_NEW = cython.declare(cython.int, Event.CONN_NEW)
 _CONN_RESUMED = cython.declare(cython.int, Event.CONN_RESUMED)
+_RESUMED = cython.declare(cython.int, RESUMED)
 _DEST_CONNS = cython.declare(cython.int, CONNS)
 _D_DEST = cython.declare(cython.longlong, D_DEST)
 _D_TIMEOUT = cython.declare(cython.longlong, D_TIMEOUT)
+_H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
 
 
 class Birth:
@@ -230,7 +232,7 @@ class Birth:
         if cookie >= 0 and policy is not None:
             return self.synproxy.begin(pkt, row, policy, cookie, dest, now)
         if resumed:
-            self.transmit.set_state(protocol, row, protocol.resumed, dest, now)
+            self._resume(protocol, row, dest, now)
         self.transmit.track(pkt, protocol, row, _INBOUND, dest, now)
         self.life.timers.schedule(row, now, self.life.conns.d[row * 32 + _D_TIMEOUT])
         return self.transmit.send(pkt, row, _INBOUND, dest, now)
@@ -267,15 +269,26 @@ class Birth:
             return _ACCEPT
         if row < 0:
             return _DROP
+        if service.remembers:
+            resets.remember(self.life.conns, row)
         if self.transmit.admit(pkt, row, _OUTBOUND, now) != 0:
             self.life.end(row)
             return _DROP
         dest.v[_DEST_CONNS] += 1
         self.counters.add(_CONN_RESUMED, 1)
-        self.transmit.set_state(protocol, row, protocol.resumed, dest, now)
+        self._resume(protocol, row, dest, now)
         self.transmit.track(pkt, protocol, row, _OUTBOUND, dest, now)
         self.life.timers.schedule(row, now, self.life.conns.d[row * 32 + _D_TIMEOUT])
         return self.transmit.send(pkt, row, _OUTBOUND, dest, now)
+
+    def _resume(
+        self, protocol: Protocol, row: cython.longlong, dest: Dest, now: cython.longlong
+    ) -> None:
+        """It is established, for all that one packet says, which anybody can send: Life.evict takes
+        it before any other until both sides have spoken.
+        """
+        self.transmit.set_state(protocol, row, protocol.resumed, dest, now)
+        self.life.conns.h[row * 64 + _H_FLAGS] |= _RESUMED
 
     def forged(self, pkt: Packet) -> cython.bint:
         """Is the source nobody's, or one of our own addresses?"""

@@ -55,6 +55,7 @@ ECHO = 1024  #: pings: their identifier is rewritten, see ipvs/echo.py
 CRC32C = 2048  #: SCTP, whose checksum is none of the Internet's
 SYNPROXY = 4096  #: its handshakes were made apart: see ipvs/synproxy.py
 HALF = 8192  #: half-open, and counted by its service: see ipvs/synpolicy.py
+RESUMED = 16384  #: the fallback made it of a packet in the middle of a conn: see Birth
 #: What Transmit.send looks at beyond the rewrite.
 SPECIAL = NO_REWRITE | XMIT | SEQUENCE | RESETS | MSS | ECHO | CRC32C | SYNPROXY
 

@@ -7,8 +7,9 @@ same. A later fragment takes the ports of its first one, finds the same conn, an
 rewritten, nothing behind the IP header. No datagram is ever put together.
 
 A later fragment that comes before the first is held for at most HOLD_MS, and goes on behind the
-first. One source has few of the places; who floods us from many only pushes out other late ones. Fragments for our own addresses that
-no service takes are not reassembled either: local input drops them.
+first. One source has few of the places; who floods us from many only pushes out other late ones.
+Fragments for our own addresses that no service takes are not reassembled either: local input drops
+them.
 
 Of several workers one reads all fragments of a datagram, which need not be the one that has the
 conn. It learns the ports, and hands each fragment over; its owner learns them again.

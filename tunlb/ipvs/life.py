@@ -20,6 +20,7 @@ from tunlb.ipvs.conn import (
     D_DEST,
     D_EPOCH,
     D_LAST_SEEN,
+    D_PACKETS,
     D_PORTS,
     D_TIMEOUT,
     ECHO,
@@ -29,6 +30,7 @@ from tunlb.ipvs.conn import (
     NO_REWRITE,
     ONEWAY,
     RESETS,
+    RESUMED,
     SYNPROXY,
     TEMPLATE,
     TEMPLATE_PROTO,
@@ -69,6 +71,7 @@ _TEMPLATE_FLAGS = cython.declare(cython.int, TEMPLATE | ONEWAY)
 _TEMPLATE_PROTO = cython.declare(cython.int, TEMPLATE_PROTO)
 _TEMPLATES = cython.declare(cython.int, TEMPLATES)
 _MODE_FLAGS = cython.declare(cython.int, ONEWAY | NO_REWRITE | XMIT)
+_RESUMED = cython.declare(cython.int, RESUMED)
 _SYNPROXY = cython.declare(cython.int, SYNPROXY)
 _HALF = cython.declare(cython.int, HALF)
 _PROXIED = cython.declare(cython.int, SYNPROXY | HALF)
@@ -90,6 +93,7 @@ _B_FWDMODE = cython.declare(cython.longlong, B_FWDMODE)
 _H_FLAGS = cython.declare(cython.longlong, H_FLAGS)
 _D_PORTS = cython.declare(cython.longlong, D_PORTS)
 _D_LAST_SEEN = cython.declare(cython.longlong, D_LAST_SEEN)
+_D_PACKETS = cython.declare(cython.longlong, D_PACKETS)
 _D_TIMEOUT = cython.declare(cython.longlong, D_TIMEOUT)
 _D_DEST = cython.declare(cython.longlong, D_DEST)
 _D_EPOCH = cython.declare(cython.longlong, D_EPOCH)
@@ -341,7 +345,9 @@ class Life:
 
     def evict(self, now: cython.longlong) -> cython.bint:
         """Make room: of the next EVICT_SCAN rows, the half-open, else closing, else idle one unseen
-        for longest. A template counts as idle, one that holds conns as established.
+        for longest. A template counts as idle, one that holds conns as established, and what the
+        fallback went on with as half-open until both sides have spoken: with the next packet it
+        would be there again.
         """
         conns = self.conns
         best: cython.longlong = -1
@@ -362,6 +368,10 @@ class Life:
             else:
                 protocol = self.protocol_of(row)
                 kind = protocol.kind(conns.b[row * 128 + _B_STATE])
+                if conns.h[row * 64 + _H_FLAGS] & _RESUMED and (
+                    conns.d[row * 32 + _D_PACKETS] == 0 or conns.d[row * 32 + _D_PACKETS + 1] == 0
+                ):
+                    kind = _HALF_OPEN
             age = (now - conns.d[row * 32 + _D_LAST_SEEN]) & _MASK32
             if kind < best_kind or (kind == best_kind and kind != _ESTABLISHED and age > best_age):
                 best = row

@@ -23,8 +23,9 @@ from tunlb.packet import Packet
 SOURCES = 65536  #: buckets
 WAYS = 4
 
-#: 64-bit words of a bucket: saddr_hi, saddr, vaddr_hi, vaddr; the service's first port << 8 | proto
-#: (0: nobody's); thousandths of a conn << 32 | when that was, ms, low 32 bits.
+#: 64-bit words of a bucket: saddr_hi, saddr, vaddr_hi, vaddr (of a service with a match: what
+#: stands for its name, 0); the service's first port << 8 | proto (0: nobody's); thousandths of a
+#: conn << 32 | when that was, ms, low 32 bits.
 WORDS = 6
 RATES_SIZE = 8 * WORDS * SOURCES  #: bytes of all buckets
 
@@ -33,6 +34,7 @@ _WORDS = cython.declare(cython.longlong, WORDS)
 _SETS = cython.declare(cython.uint, SOURCES // WAYS)
 _EVICTED = cython.declare(cython.int, Event.RATE_EVICTED)
 _MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
+_MASK63 = cython.declare(cython.longlong, 0x7FFFFFFFFFFFFFFF)
 
 
 class ConnRates:
@@ -57,9 +59,14 @@ class ConnRates:
         v = self.v
         saddr_hi: cython.ulonglong = pkt.saddr_hi
         saddr: cython.ulonglong = pkt.saddr if pkt.af == 4 else 0
+        vaddr_hi: cython.ulonglong = pkt.daddr_hi
+        vaddr: cython.ulonglong = pkt.daddr
+        if service.vaddr is None:  # however many destinations a source speaks to
+            vaddr_hi = hash(service.name) & _MASK63
+            vaddr = 0
         ports: cython.ulonglong = service.first_port
         at: cython.longlong = self._find(
-            saddr_hi, saddr, pkt.daddr_hi, pkt.daddr, (ports << 8) | service.proto, now
+            saddr_hi, saddr, vaddr_hi, vaddr, (ports << 8) | service.proto, now
         )
         full: cython.longlong = service.conn_burst if service.conn_burst != 0 else service.conn_rate
         full *= 1000
@@ -74,8 +81,8 @@ class ConnRates:
         else:
             v[at] = saddr_hi
             v[at + 1] = saddr
-            v[at + 2] = pkt.daddr_hi
-            v[at + 3] = pkt.daddr
+            v[at + 2] = vaddr_hi
+            v[at + 3] = vaddr
             v[at + 4] = (ports << 8) | service.proto
         passes: cython.bint = level >= 1000
         if passes:

@@ -15,7 +15,7 @@ cdef class TcClass:
     cdef public int priority
     cdef public object frames
 
-    cpdef refill(self, long long now)
+    cpdef refill(self, long long now, bint waited)
     cpdef bint ready(self) noexcept
     cpdef int delay(self) except? -1
     cpdef charge(self, long long length)
@@ -27,8 +27,10 @@ cdef class TcPort:
     cdef public dict named
     cdef public TcClass whole
     cdef public int turn
+    cdef public long long waiting
 
-    cpdef bint waits(self, int priority) except -1
+    cpdef refill(self, TcClass one, long long now)
+    cpdef bint waits(self, int priority, long long now) except -1
     cpdef TcClass next(self)
     cpdef int delay(self) except? -1
 

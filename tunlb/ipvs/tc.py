@@ -33,7 +33,9 @@ else:
     from tunlb.wire import vnet
 
 BATCH = 256  #: frames sent in one turn of the loop
+SLACK_MS = 10  #: a bucket that somebody waits for keeps so much of its rate beyond its burst
 
+_SLACK = cython.declare(cython.longlong, SLACK_MS)
 _ACCEPT = cython.declare(cython.int, Verdict.ACCEPT)
 _STOLEN = cython.declare(cython.int, Verdict.STOLEN)
 _ETH_P_IP = cython.declare(cython.int, 0x0800)
@@ -71,15 +73,21 @@ class TcClass:
         self.queued = old.queued
         self.frames = old.frames
 
-    def refill(self, now: cython.longlong) -> None:
+    def refill(self, now: cython.longlong, waited: cython.bint) -> None:
+        """Add what the time since then has brought. ``waited``: somebody waits for it, so what is
+        beyond the burst is no pause's, but of a loop that came a little late.
+        """
+        most: cython.longlong = self.burst
+        if waited:
+            most += _SLACK * self.rate
         if self.updated >= 0:
             gone: cython.longlong = now - self.updated
             if gone > 3_600_000:
                 gone = 3_600_000
             self.level += gone * self.rate
         self.updated = now
-        if self.level > self.burst:
-            self.level = self.burst
+        if self.level > most:
+            self.level = most
 
     def ready(self) -> cython.bint:
         return self.rate == 0 or self.level > 0
@@ -96,7 +104,9 @@ class TcClass:
 
 
 class TcPort:
-    """The classes of a port: ``whole``, its own, if it has one, and those of services."""
+    """The classes of a port: ``whole``, its own, if it has one, and those of services. ``waiting``
+    is how many frames do, in all of them.
+    """
 
     def __init__(self, netif: Netif, classes: list[TcClass]) -> None:
         self.netif = netif
@@ -104,15 +114,24 @@ class TcPort:
         self.named = {one.service: one for one in classes if one.service}
         self.whole: TcClass | None = next((one for one in classes if not one.service), None)
         self.turn = 0
+        self.waiting = 0
 
-    def waits(self, priority: cython.int) -> cython.bint:
-        """Does anything wait that goes before a class of this priority, or beside it?"""
+    def refill(self, one: TcClass, now: cython.longlong) -> None:
+        """Have a class of this port have its tokens."""
+        one.refill(now, one.queued != 0 or (one is self.whole and self.waiting != 0))
+
+    def waits(self, priority: cython.int, now: cython.longlong) -> cython.bint:
+        """Does anything wait that goes before a class of this priority, or beside it, and may go?
+        What waits for its own bucket is in nobody's way.
+        """
         one: TcClass
         for one in self.classes:
             if one.priority > priority:
                 return False
             if one.queued != 0:
-                return True
+                self.refill(one, now)
+                if one.ready():
+                    return True
         return False
 
     def next(self) -> TcClass | None:
@@ -186,20 +205,21 @@ class TrafficControl(Hook):
             return _ACCEPT
         whole: TcClass | None = port.whole
         length: cython.longlong = wire_bytes(pkt, entry.netif)
-        mine.refill(now)
+        port.refill(mine, now)
         if whole is not None and whole is not mine:
-            whole.refill(now)
+            port.refill(whole, now)
         if (
             mine.ready()
             and (whole is None or whole.ready())
-            and (whole is None or not port.waits(mine.priority))
+            and (whole is None or not port.waits(mine.priority, now))
             and mine.queued == 0
         ):
             self._charge(mine, whole, length)
             return _ACCEPT
         if mine.limit == 0:
             return pkt.drop(_POLICED)
-        if mine.queued + length > mine.limit:
+        # One frame may always wait: what is larger than the limit would never get through.
+        if mine.queued != 0 and mine.queued + length > mine.limit:
             return pkt.drop(_FULL)
         return self._queue(pkt, mine, port, length, now)
 
@@ -252,6 +272,7 @@ class TrafficControl(Hook):
         vnet.emit(pkt)
         mine.frames.append((length, port.netif, copy_of(pkt)))
         mine.queued += length
+        port.waiting += 1
         self.waiting += 1
         self.counters.add(_QUEUED, 1)
         self._wake(port, now)
@@ -260,26 +281,40 @@ class TrafficControl(Hook):
     # -- time
 
     def advance(self, now: cython.longlong) -> None:
-        """Send what may be sent now."""
+        """Send what may be sent now, a batch at most. The port behind the one that had the last of
+        it begins the next.
+        """
         port: TcPort
         one: TcClass
         left: cython.int = BATCH
+        last: cython.int = -1
         if self.waiting == 0:
             return
         for port in self.ports.values():
             for one in port.classes:
-                one.refill(now)
+                port.refill(one, now)
             while left > 0 and (port.whole is None or port.whole.ready()):
                 mine = port.next()
                 if mine is None:
                     break
                 self._send(mine, port)
                 left -= 1
+                if left == 0:
+                    last = port.netif.index
             self._wake(port, now)
+        if last >= 0:
+            self._begin_behind(last)
+
+    def _begin_behind(self, last: int) -> None:
+        """The ports take turns: those behind this one come first from now on."""
+        order = list(self.ports)
+        at = order.index(last) + 1
+        self.ports = {index: self.ports[index] for index in order[at:] + order[:at]}
 
     def _send(self, mine: TcClass, port: TcPort) -> None:
         length, netif, frame = mine.frames.popleft()
         mine.queued -= length
+        port.waiting -= 1
         self.waiting -= 1
         self._charge(mine, port.whole, length)
         self.outbox.put(netif, frame)
@@ -292,17 +327,27 @@ class TrafficControl(Hook):
     # -- a new configuration
 
     def inherit(self, old: TrafficControl) -> None:
-        """Go on with the queues and levels of ``old``; what has no class any more is sent now."""
+        """Go on with the queues and levels of ``old``. What has no class any more is the port's, or
+        is sent now where that has none either.
+        """
         for index, port in old.ports.items():
             fresh = self.ports.get(index)
             known = {} if fresh is None else {one.service: one for one in fresh.classes}
             for one in port.classes:
                 if one.service in known:
                     known[one.service].inherit(one)
-                    self.waiting += len(one.frames)
+            for one in port.classes:
+                if one.service in known:
                     continue
-                for _, netif, frame in one.frames:
-                    self.outbox.put(netif, frame)
+                if fresh is not None and fresh.whole is not None:
+                    fresh.whole.frames += one.frames
+                    fresh.whole.queued += one.queued
+                else:
+                    for _, netif, frame in one.frames:
+                        self.outbox.put(netif, frame)
+            if fresh is not None:
+                fresh.waiting = sum(len(one.frames) for one in fresh.classes)
+                self.waiting += fresh.waiting
         if self.waiting:
             self.outbox.wake(0)
 

@@ -225,6 +225,14 @@ BAD: dict[str, tuple[list[Line], list[tuple[int, str, str]]]] = {
         [LB0, service(), acl(service="web", src="::/0")],
         [(3, "$.src", "::/0 is IPv6, the vaddr of service")],
     ),
+    "a list of a service with a match": (
+        [
+            LB0,
+            passing({"src": ["192.0.2.0/24"]}, fwdmode="snat", laddrs=["10.0.0.200"]),
+            acl(service="x"),
+        ],
+        [(3, "$.service", 'service "x" has a match, of which no list is asked')],
+    ),
     "a source with host bits": (
         [LB0, acl(src="192.0.2.1/24")],
         [(2, "$.src", 'has host bits set (expected a prefix like "10.0.0.0/24"')],
