@@ -229,6 +229,7 @@ class Event(_Sentence):
     CONN_RESET = 65, "Conns of which both sides were sent a RST."
     RESETS_SENT = 66, "RSTs sent."
     CONN_ENDED = 67, "Conns ended because their dest was removed or made quiescent."
+    OPS_ANSWERS = 76, "Answers to datagrams of OPS_PACKETS, led back through nat."
 
 
 class Gauge(_Sentence):

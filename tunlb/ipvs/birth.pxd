@@ -32,5 +32,5 @@ cdef class Birth:
         self, Packet pkt, Service service, SynPolicy policy, Protocol protocol, long long now) except -1
     cdef int _open(
         self, Packet pkt, Service service, Protocol protocol, long long now, int cookie, bint resumed) except -1
-    cdef int _resume_outbound(self, Packet pkt, Protocol protocol, long long now) except -1
+    cdef int _from_dest(self, Packet pkt, Protocol protocol, long long now) except -1
     cdef bint forged(self, Packet pkt) except -1
