@@ -397,10 +397,13 @@ class Catalog:
     def _index_dests(
         self, draft: Draft, service: Service, line: ServiceConf, dests: list[Dest]
     ) -> Iterator[None]:
-        """With a fallback, a dest's answer may be the first that we see of a conn."""
-        if not service.fallback:
+        """With a fallback, a dest's answer may be the first that we see of a conn; one-packet
+        scheduling knows no conns.
+        """
+        if not service.fallback and not service.ops:
             return
-        for count, (dest, dest_line) in enumerate(zip(dests, line.dests, strict=True)):
+        lines = [dest_line for dest_line in line.dests if dest_line.fwdmode != "bypass"]
+        for count, (dest, dest_line) in enumerate(zip(dests, lines, strict=True)):
             if dest_line.fwdmode == "nat":
                 draft.table.add_fallback(service, dest)
             if count % PIECE == 0:

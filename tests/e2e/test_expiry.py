@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import time
 from collections import Counter
@@ -18,6 +20,7 @@ from tests.e2e.kit import (
     stopped,
     with_keys,
     without,
+    workers_of,
 )
 from tunlb.lab import Lab, TunlbProcess, clients
 
@@ -197,6 +200,42 @@ def test_limits_of_a_dest_and_of_a_service(lab: LabFactory) -> None:
     assert isinstance(found, dict)
     assert found["drop.NO_DEST"] >= 2
     assert found["drop.SERVICE_FULL"] >= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("whose", ["dest", "service"])
+def test_a_limit_is_that_of_both_workers(lab: LabFactory, family: Family, whose: str) -> None:
+    """To the conn, however unevenly they are spread, and when one of the workers is replaced."""
+    made = lab("one-arm")
+    vip, name = made.topology.vips.of(family), f"echo-{family}"
+    soon = {"tcp_fin_wait_s": 0.2, "tcp_time_wait_s": 0.2, "tcp_close_s": 0.2}
+    text = with_keys(made.topology.config_text, "tunlb", workers=2)
+    text = with_keys(text, "service", name, timeouts=soon)
+    for server in ("12", "13"):
+        net = "10.0.0." if family == "v4" else "fd00::"
+        text = without(text, kind="dest", service=name, daddr=f"{net}{server}")
+    if whose == "service":
+        text = with_keys(text, "service", name, max_conn=7)
+    else:
+        own = f'"service": "{name}"'
+        text = text.replace(own, f'{own}, "max_conn": 7, "min_conn": 5')
+    tunlb = made.start_tunlb(text)
+    with ExitStack() as stack:
+        conns = [stack.enter_context(clients.connection(made.client, vip, 7)) for _ in range(7)]
+        for _ in range(10):
+            with pytest.raises(OSError):
+                clients.tcp_echo(made.client, vip, 7)
+        number, pid = workers_of(made).popitem()
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: workers_of(made).get(number, pid) != pid)
+        assert all(conn.echo(b"x") == b"x" for conn in conns)
+        for _ in range(10):
+            with pytest.raises(OSError):
+                clients.tcp_echo(made.client, vip, 7)
+    eventually(lambda: bool(clients.tcp_echo(made.client, vip, 7)), 3)
+    found = stopped(tunlb)["counters"]
+    assert isinstance(found, dict)
+    assert found["drop.NO_DEST" if whose == "dest" else "drop.SERVICE_FULL"] >= 20
 
 
 def test_a_server_starts_slowly(lab: LabFactory) -> None:

@@ -6,11 +6,29 @@ from typing import Any
 
 import pytest
 
-from tests.flow.kit import Conn, Line, Net, Rig, dest, network, port, service, text, the_dest
+from tests.flow.fragmenting import cut
+from tests.flow.kit import (
+    DEST_MAC,
+    LAN_MAC,
+    ROUTER_MAC,
+    WAN_MAC,
+    Conn,
+    Line,
+    Net,
+    Rig,
+    dest,
+    network,
+    port,
+    service,
+    text,
+    the_dest,
+)
 from tunlb.hook import Verdict
-from tunlb.ipvs.dest import CONNS, IN_BYTES, IN_PACKETS
+from tunlb.ipvs.dest import CONNS, IN_BYTES, IN_PACKETS, OUT_PACKETS
+from tunlb.testing import frames
 from tunlb.testing.audit import audit
 from tunlb.testing.checkers import check, ether, ip, udp
+from tunlb.testing.flow import Sent
 from tunlb.testing.frames import vnet
 
 MACS = {"dest": "02:00:00:00:00:11", "dest2": "02:00:00:00:00:12"}
@@ -90,6 +108,97 @@ def test_a_reload_from_conns_and_back(net: Net) -> None:
     rig.reload(plain)
     ask(rig, net)
     assert rig.director.ipvs.conns.count == 2
+
+
+def through_nat(net: Net, *dests: Line, **keys: Any) -> str:
+    both = dests or (dest(net, "nat"), dest(net, "nat", daddr=net.dest2))
+    return text(*network(net), service(net, "udp", "nat", ops=True, **keys), *both)
+
+
+def answer(rig: Rig, net: Net, source: str, sport: int, cport: int) -> tuple[Verdict, list[Sent]]:
+    """What a dest sends to a client."""
+    packet = frames.ip(source, net.remote, frames.udp(sport, cport, b"it is"))
+    return rig.receive("lan", vnet(frames.eth(LAN_MAC, DEST_MAC, payload=packet)))
+
+
+@pytest.mark.parametrize(("vport", "dport"), [(80, 8080), (80, 80), ("53-90", None), (0, None)])
+def test_answers_through_nat_come_from_the_vip(
+    net: Net, vport: str | int, dport: int | None
+) -> None:
+    """Each of another dest, to one client socket, and nothing kept."""
+    mode, keys = ("dr", {}) if dport is None else ("nat", {"dport": dport})  # dr: without dport
+    both = dest(net, mode, **keys), dest(net, mode, daddr=net.dest2, **keys)
+    rig = Rig(through_nat(net, *both, vport=vport))
+    for address in (net.dest, net.dest2) * 2:
+        verdict, (sent,) = ask(rig, net)
+        assert (verdict, sent.port) == (Verdict.ACCEPT, "lan")
+        asked = check(
+            sent.frame,
+            ip(saddr=net.remote, daddr=address, ttl=63, version=net.af),
+            udp(sport=5353, dport=dport or 80),
+        )
+        assert asked.payload == b"who?"
+        verdict, (sent,) = answer(rig, net, address, dport or 80, 5353)
+        assert (verdict, sent.port) == (Verdict.ACCEPT, "wan")
+        told = check(
+            sent.frame,
+            ip(saddr=net.vip, daddr=net.remote, ttl=63, version=net.af),
+            udp(sport=80, dport=5353),
+        )
+        assert told.payload == b"it is"
+    found = rig.counters()
+    assert (found["OPS_PACKETS"], found["OPS_ANSWERS"]) == (4, 4)
+    known = the_dest(rig, net.dest)
+    assert [known.stats[word] for word in (CONNS, IN_PACKETS, OUT_PACKETS)] == [2, 2, 2]
+    assert rig.director.ipvs.conns.count == 0
+    audit(rig.director)
+
+
+def test_only_a_dests_own_port_answers(net: Net) -> None:
+    """What it sends from another one is routed as it is; so is what a stranger sends."""
+    rig = Rig(through_nat(net))
+    for source, sport in ((net.dest, 8081), (net.laddr2, 8080)):
+        verdict, (sent,) = answer(rig, net, source, sport, 5353)
+        assert verdict == Verdict.ACCEPT
+        check(sent.frame, ip(saddr=source, version=net.af), udp(sport=sport))
+    assert "OPS_ANSWERS" not in rig.counters()
+
+
+def test_a_removed_dest_answers_no_more(net: Net) -> None:
+    rig = Rig(through_nat(net))
+    rig.reload(through_nat(net, dest(net, "nat", daddr=net.dest2)))
+    answer(rig, net, net.dest, 8080, 5353)
+    assert "OPS_ANSWERS" not in rig.counters()
+    answer(rig, net, net.dest2, 8080, 5353)
+    assert rig.counters()["OPS_ANSWERS"] == 1
+
+
+@pytest.mark.parametrize("fwdmode", ["dr", "nat"])
+def test_fragments_follow_their_first_one(net: Net, fwdmode: str) -> None:
+    """Later ones have no ports: a datagram in pieces opens a conn that leads them."""
+    rig = Rig(config(net) if fwdmode == "dr" else through_nat(net))
+    packet = frames.ip(net.remote, net.vip, frames.udp(5353, 80, bytes(2000)))
+    for piece in cut(packet):
+        verdict, (sent,) = rig.receive("wan", vnet(frames.eth(WAN_MAC, ROUTER_MAC, payload=piece)))
+        assert (verdict, sent.port) == (Verdict.ACCEPT, "lan")
+        assert sent.frame[10:16] == bytes.fromhex(MACS["dest"].replace(":", ""))
+    found = rig.counters()
+    assert (found["CONN_NEW"], found["FRAGMENT_LATER"]) == (1, 1)
+    assert "OPS_PACKETS" not in found
+    audit(rig.director)
+
+
+def test_fragments_of_an_answer_come_from_the_vip(net: Net) -> None:
+    rig = Rig(through_nat(net))
+    ask(rig, net)
+    packet = frames.ip(net.dest, net.remote, frames.udp(8080, 5353, bytes(2000)))
+    for piece in cut(packet):
+        verdict, (sent,) = rig.receive("lan", vnet(frames.eth(LAN_MAC, DEST_MAC, payload=piece)))
+        assert (verdict, sent.port) == (Verdict.ACCEPT, "wan")
+        source = frames.address_bytes(net.vip)
+        at = 10 + 14 + (12 if net.af == 4 else 8)
+        assert sent.frame[at : at + len(source)] == source
+    audit(rig.director)
 
 
 @pytest.mark.parametrize("size", [16])

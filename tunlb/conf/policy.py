@@ -11,10 +11,12 @@ from msgspec import UNSET
 
 from tunlb.conf.errors import Problems, one_of, shown
 from tunlb.conf.parsed import Parsed
-from tunlb.conf.service import DestLine, ServiceLine, version_of
+from tunlb.conf.service import DestLine, ServiceLine, version_of, vport_of
+from tunlb.conf.values import IPAddress
 
-#: Modes in which a datagram needs no conn, because the dest answers the client itself.
-OPS_FWDMODES: Final = ("dr", "tunnel")
+#: Modes in which a datagram needs no conn: the dest answers the client itself, or from an endpoint
+#: that tells what the client asked. With fnat the dest does not know the client.
+OPS_FWDMODES: Final = ("nat", "dr", "tunnel")
 #: Modes in which both directions pass, so that both sides' sequence numbers are known.
 RESET_FWDMODES: Final = ("fnat", "nat")
 #: Our schedulers to which twice the weight is twice the share, and which make no table of it: a
@@ -28,9 +30,14 @@ def check(problems: Problems, parsed: Parsed) -> None:
     for line, service in parsed.numbered(ServiceLine):
         for path, message, hint in _of_service(service):
             problems.add(line, path, message, hint=hint)
+    answering: dict[tuple[IPAddress, int | None], int] = {}
     for line, dest in parsed.numbered(DestLine):
-        for path, message, hint in _of_dest(dest, services.get(dest.service)):
+        service = services.get(dest.service)
+        for path, message, hint in _of_dest(dest, service):
             problems.add(line, path, message, hint=hint)
+        if service is not None and service.ops and _fwdmode(dest, service) == "nat":
+            for path, message, hint in _of_answers(line, dest, service, answering):
+                problems.add(line, path, message, hint=hint)
 
 
 def _of_service(service: ServiceLine) -> Iterator[tuple[str, str, str]]:
@@ -80,9 +87,32 @@ def _of_dest(dest: DestLine, service: ServiceLine | None) -> Iterator[tuple[str,
         yield "$.fwdmode", *_one_sided(dest.fwdmode)
 
 
+def _of_answers(
+    line: int,
+    dest: DestLine,
+    service: ServiceLine,
+    answering: dict[tuple[IPAddress, int | None], int],
+) -> Iterator[tuple[str, str, str]]:
+    """Through nat, a dest's endpoint has to tell the service and the port that a client asked."""
+    vport = vport_of(service)
+    if dest.dport is not None and vport.single is None:
+        message = f"with ops and nat nobody could tell which port of {vport} was asked"
+        yield "$.dport", message, "leave it out, or have a service for each port"
+        return
+    dport = vport.single if dest.dport is None else dest.dport
+    first = answering.setdefault((dest.daddr, dport), line)
+    if first != line:
+        message = f"with ops and nat nobody could tell its answers from those of line {first}"
+        yield "$.daddr", message, "give the dest another address or dport for each service"
+
+
+def _fwdmode(dest: DestLine, service: ServiceLine) -> str:
+    return service.fwdmode if dest.fwdmode is UNSET else dest.fwdmode
+
+
 def _unanswered(fwdmode: str) -> tuple[str, str]:
     message = f"with ops nobody could tell whose answer it is that comes back through {fwdmode}"
-    return message, 'set "fwdmode" to "dr", where the dest answers the client itself'
+    return message, f'set "fwdmode" to {one_of(OPS_FWDMODES)}'
 
 
 def _one_sided(fwdmode: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from tunlb.ipvs.synpolicy import SynPolicy
 from tunlb.ipvs.synproxy import SynProxy
 from tunlb.ipvs.transmit import Transmit
 from tunlb.netif import VIP, Addresses
-from tunlb.packet import IPPROTO_TCP, IPPROTO_UDP, Packet
+from tunlb.packet import IPPROTO_TCP, IPPROTO_UDP, NOT_ASKED, Packet
 from tunlb.wire.icmp import ERR_HOST_UNREACHABLE, ERR_PORT_UNREACHABLE, ERR_TIME_EXCEEDED
 
 if cython.compiled:
@@ -37,6 +37,7 @@ _STOLEN = cython.declare(cython.int, Verdict.STOLEN)
 _NO_TEMPLATE = cython.declare(cython.int, NO_TEMPLATE)
 _ELSEWHERE = cython.declare(cython.int, ELSEWHERE)
 _TCP = cython.declare(cython.int, IPPROTO_TCP)
+_NOT_ASKED = cython.declare(cython.int, NOT_ASKED)
 _UDP = cython.declare(cython.int, IPPROTO_UDP)
 _INBOUND = cython.declare(cython.int, INBOUND)
 _OUTBOUND = cython.declare(cython.int, OUTBOUND)
@@ -94,9 +95,13 @@ class Birth:
         service: Service | None = self.services.lookup(
             pkt.proto, pkt.daddr_hi, pkt.daddr, pkt.dport
         )
-        if service is None and self.services.any_fallback and protocol.resumes(pkt):
+        if (
+            service is None
+            and self.services.any_fallback
+            and (protocol.resumes(pkt) or pkt.proto == _UDP)
+        ):
             # Before any match, which would take what a dest goes on with for something new.
-            if self._resume_outbound(pkt, protocol, now) != _ACCEPT:
+            if self._from_dest(pkt, protocol, now) != _ACCEPT:
                 return _DROP
             if pkt.neigh != 0:
                 return _ACCEPT
@@ -186,7 +191,13 @@ class Birth:
                 if policy.on and not before:
                     self.counters.add(_SYNPROXY_ON, 1)
                 return self.synproxy.first(pkt, policy, now)
-        if service.conn_rate != 0 and not resumed and not self.rates.take(pkt, service, now):
+        if (
+            service.conn_rate != 0
+            and not resumed
+            # else it was counted before another worker was asked
+            and (not pkt.handed or pkt.chosen == _NOT_ASKED)
+            and not self.rates.take(pkt, service, now)
+        ):
             return pkt.drop(_RATE)
         if service.max_conn != 0 and service.carried.total() >= service.max_conn and not resumed:
             return icmp.refuse(pkt, _SERVICE_FULL, _ERR_PORT, 0)
@@ -202,7 +213,7 @@ class Birth:
         elif resumed or not self.quiescent:
             dest = service.scheduler.schedule(pkt, now)
         if dest is not None:
-            if service.ops:
+            if service.ops and pkt.fragment == 0:
                 return ops.forward(pkt, self.life, self.transmit, service, dest, now)
             row = self.life.new(pkt, service, dest, now)
             if row < 0 and template >= 0:
@@ -237,15 +248,18 @@ class Birth:
         self.life.timers.schedule(row, now, self.life.conns.d[row * 32 + _D_TIMEOUT])
         return self.transmit.send(pkt, row, _INBOUND, dest, now)
 
-    def _resume_outbound(self, pkt: Packet, protocol: Protocol, now: cython.longlong) -> cython.int:
-        """A dest of a nat service speaks to a client on a conn that another director knew: go on
-        with it, if the client's packets would come to this dest here as well. ACCEPT when not.
+    def _from_dest(self, pkt: Packet, protocol: Protocol, now: cython.longlong) -> cython.int:
+        """A dest of a nat service speaks to a client, and we know of no conn: it answers what was
+        scheduled alone (see ops.py), or goes on with a conn that another director knew, if the
+        client's packets would come to this dest here as well. ACCEPT with no ``neigh`` when not.
         """
         service: Service | None
         dest: Dest | None
         service, dest = self.services.dest_of(pkt.proto, pkt.saddr_hi, pkt.saddr, pkt.sport)
         if service is None or dest is None or service.vaddr is None:
             return _ACCEPT
+        if service.ops and pkt.fragment == 0:
+            return ops.answer(pkt, self.life, self.transmit, service, dest, now)
         daddr_hi: cython.ulonglong = pkt.saddr_hi
         daddr: cython.ulonglong = pkt.saddr
         dport: cython.uint = pkt.sport
@@ -256,7 +270,7 @@ class Birth:
         pkt.daddr_hi, pkt.daddr = service.vaddr
         pkt.dport = service.first_port if dest.dport != 0 else dport
         row: cython.longlong = -1
-        ours: cython.bint = service.scheduler.schedule(pkt, now) is dest
+        ours: cython.bint = service.ops or service.scheduler.schedule(pkt, now) is dest
         if ours:
             row = self.life.new(pkt, service, dest, now)
         pkt.daddr_hi = pkt.saddr_hi
@@ -275,7 +289,7 @@ class Birth:
             self.life.end(row)
             return _DROP
         dest.v[_DEST_CONNS] += 1
-        self.counters.add(_CONN_RESUMED, 1)
+        self.counters.add(_CONN_NEW if service.ops else _CONN_RESUMED, 1)
         self._resume(protocol, row, dest, now)
         self.transmit.track(pkt, protocol, row, _OUTBOUND, dest, now)
         self.life.timers.schedule(row, now, self.life.conns.d[row * 32 + _D_TIMEOUT])

@@ -7,6 +7,12 @@ from tunlb.ipvs.service cimport Service
 from tunlb.ipvs.transmit cimport Transmit
 from tunlb.packet cimport Packet
 
-@cython.locals(conns=ConnTable)
 cpdef int forward(
+    Packet pkt, Life life, Transmit transmit, Service service, Dest dest, long long now) except -1
+@cython.locals(conns=ConnTable)
+cdef int _send(
+    Packet pkt, Life life, Transmit transmit, Service service, Dest dest, Mode mode, long long row,
+    int direction, long long now) except -1
+@cython.locals(conns=ConnTable)
+cpdef int answer(
     Packet pkt, Life life, Transmit transmit, Service service, Dest dest, long long now) except -1

@@ -144,8 +144,8 @@ class ServiceTable:
         return self._any.get((proto, hi, lo))
 
     def add_fallback(self, service: Service, dest: Dest) -> None:
-        """Remember whose ``dest`` is: it may answer on a conn that we do not know. Only that of a
-        NAT service, whose answers pass us, and only where its port tells the vport.
+        """Remember whose ``dest`` is: it may answer without a conn that we know. Only that of a NAT
+        service, whose answers pass us, and only where its port tells the vport.
         """
         self.any_fallback = True
         if dest.dport == 0 or service.first_port == service.last_port:

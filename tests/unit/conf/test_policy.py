@@ -65,9 +65,22 @@ BAD: dict[str, tuple[list[Line], list[str]]] = {
         [service("udp", ops=True)],
         ["f:2: $.ops: with ops nobody could tell whose answer it is that comes back through fnat"],
     ),
-    "ops through one nat dest": (
-        [service("udp", **OPS), dest(fwdmode="nat")],
+    "ops through one fnat dest": (
+        [service("udp", **OPS), dest(fwdmode="fnat")],
         ["f:3: $.fwdmode: with ops nobody could tell"],
+    ),
+    "ops and nat, of ports that become one": (
+        [service("udp", ops=True, fwdmode="nat", vport="80-90"), dest(dport=80)],
+        ["f:3: $.dport: with ops and nat nobody could tell which port of 80-90 was asked"],
+    ),
+    "ops and nat, of services that share a dest": (
+        [
+            service("udp", ops=True, fwdmode="nat", vport=80),
+            dest(dport=8080),
+            service("udp", name="b", ops=True, fwdmode="nat", vport=81),
+            dest(service="b", dport=8080),
+        ],
+        ["f:5: $.daddr: with ops and nat nobody could tell its answers from those of line 3"],
     ),
     "ops and what needs conns": (
         [service("udp", persistence_s=1, max_conn=2, **OPS)],
