@@ -15,8 +15,10 @@ from tests.flow.fragmenting import cut, framed, joined
 from tests.flow.kit import ROUTER_MAC, V4, V6, WAN_MAC, Net, Rig, at, dropped, one
 from tests.flow.tunnels import balanced, finished, unwrapped
 from tunlb.hook import Hook, Point, Verdict
+from tunlb.ipvs.dest import CONNS
 from tunlb.packet import Packet
 from tunlb.testing import frames
+from tunlb.testing.audit import audit
 from tunlb.testing.checkers import check, icmp, ip
 from tunlb.testing.flow import Sent
 from tunlb.testing.frames import GSO_TCPV4, GSO_UDP_L4, Flow, vnet
@@ -307,3 +309,88 @@ def test_segments_and_fragments_that_nobody_asked_for_are_forgotten() -> None:
         _, sent = rig.receive("wan", vnet(flow_of(V4).udp(data), **gso))
         inside = [check(unwrapped(x.frame).inner, vnet=False, tun=True) for x in sent]
         assert b"".join(x.payload for x in inside) == data
+
+
+# -- one-packet scheduling
+
+
+def by_turns(net: Net, mode: str, *, mtu: int = 1500) -> str:
+    """Two dests that take a datagram each, without conns."""
+    both = [kit.dest(net, "dr"), kit.dest(net, "dr", daddr=net.dest2)]
+    lines = [*kit.network(net), kit.service(net, "udp", mode, ops=True), *both]
+    lines[1]["mtu"] = mtu
+    return kit.text(*lines)
+
+
+def to(net: Net, sent: list[Sent]) -> set[str]:
+    macs = {frames.mac_bytes(kit.DEST_MAC): net.dest, frames.mac_bytes(kit.DEST2_MAC): net.dest2}
+    return {macs[each.frame[10:16]] for each in sent}
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("mode", ["tunnel", "dr"])
+def test_later_ones_follow_without_a_conn(net: Net, mode: str, backwards: bool) -> None:
+    rig = Rig(by_turns(net, mode))
+    seen = []
+    for number in range(4):
+        up = fragments(net, 1200, ident=number)
+        sent = rig.send("wan", reversed(up) if backwards else up)
+        whole = put_together(sent) if mode == "tunnel" else check(joined([x.frame for x in sent]))
+        assert whole.payload == DATA
+        seen.append(to(net, sent))
+    assert seen == [{net.dest}, {net.dest2}] * 2
+    found = rig.counters()
+    assert (found["OPS_PACKETS"], found["FRAGMENT_FIRST"], found["FRAGMENT_LATER"]) == (4, 4, 12)
+    assert found["IPVS_IN_PACKETS"] == 16
+    assert rig.director.ipvs.conns.count == 0
+    assert kit.the_dest(rig, net.dest).stats[CONNS] == 2
+    audit(rig.director)
+
+
+def test_without_a_conn_what_is_too_large_is_cut() -> None:
+    rig = Rig(by_turns(V4, "tunnel"))
+    for number in range(3):
+        sent = rig.send("wan", fragments(V4, 1480, ident=number))
+        assert put_together(sent).payload == DATA
+        assert len(to(V4, sent)) == 1
+    assert rig.counters()["FRAGMENTS_CUT"] == 12
+    data = (DATA * 4)[:9000]
+    gso: dict[str, Any] = {"needs_csum": True, "gso_type": GSO_UDP_L4, "gso_size": 1000}
+    _, sent = rig.receive("wan", vnet(flow_of(V4).udp(data), **gso))
+    inside = [check(unwrapped(x.frame).inner, vnet=False, tun=True) for x in sent]
+    assert b"".join(x.payload for x in inside) == data
+    audit(rig.director)
+
+
+def test_of_a_first_one_that_did_not_go_through(net: Net) -> None:
+    rig = Rig(by_turns(net, "dr", mtu=1280))
+    first, second, *_ = fragments(net, 1400)
+    assert rig.receive("wan", first)[0] == Verdict.DROP
+    dropped(rig, "wan", second, "FRAGMENT_ORPHAN")
+
+
+def test_the_dest_goes_in_the_middle_of_a_datagram(net: Net) -> None:
+    rig = Rig(by_turns(net, "tunnel"))
+    first, second, *_ = fragments(net, 1200)
+    one(rig.receive("wan", first))
+    found = kit.the_dest(rig, net.dest)
+    rig.director.ipvs.dests[found.id] = None
+    dropped(rig, "wan", second, "FRAGMENT_ORPHAN")
+    rig.director.ipvs.dests[found.id] = found
+    rig.reload(kit.text(*kit.network(net), kit.service(net, "udp", "tunnel")))
+    dropped(rig, "wan", fragments(net, 1200)[2], "FRAGMENT_ORPHAN")
+
+
+@WAYS
+def test_an_outer_error_about_a_datagram_without_a_conn(net: Net, outer: Net) -> None:
+    rig = Rig(balanced(net, outer, "udp", ops=True))
+    about = finished(one(rig.receive("wan", vnet(flow_of(net).udp(DATA[:1300])))).frame)[14:]
+    kind = (3, 4) if outer.af == 4 else (2, 0)
+    router = "192.0.2.77" if outer.af == 4 else "2001:db8:77::1"
+    error = frames.ip(router, outer.lan, frames.icmp(*kind, 1300, about[:300]))
+    _, told = rig.receive("lan", vnet(frames.eth(kit.LAN_MAC, kit.DEST_MAC, payload=error)))
+    narrow = 1300 - (20 if outer.af == 4 else 40)
+    check(told[0].frame, ip(saddr=net.vip, daddr=net.remote), icmp(info=narrow))
+    assert rig.counters()["TUNNEL_PMTU"] == 1
+    verdict, _ = rig.receive("wan", vnet(flow_of(net).udp(DATA[:1300])))
+    assert verdict == Verdict.DROP

@@ -1,5 +1,6 @@
 cimport cython
 from tunlb.counters cimport Counters
+from tunlb.ipvs.datagrams cimport Datagram, Datagrams
 from tunlb.ipvs.dest cimport Dest
 from tunlb.ipvs.life cimport Life
 from tunlb.ipvs.matches cimport MatchTable
@@ -25,6 +26,7 @@ cdef class Birth:
     cdef public bint quiescent
     cdef public SynProxy synproxy
     cdef public ConnRates rates
+    cdef public Datagrams datagrams
     cdef public bint defence_tcp, defence_udp
 
     cdef int schedule(self, Packet pkt, Protocol protocol, long long now) except -1
@@ -32,5 +34,6 @@ cdef class Birth:
         self, Packet pkt, Service service, SynPolicy policy, Protocol protocol, long long now) except -1
     cdef int _open(
         self, Packet pkt, Service service, Protocol protocol, long long now, int cookie, bint resumed) except -1
+    cdef int _forward(self, Packet pkt, Service service, Dest dest, long long now) except -1
     cdef int _resume_outbound(self, Packet pkt, Protocol protocol, long long now) except -1
     cdef bint forged(self, Packet pkt) except -1

@@ -9,6 +9,7 @@ import cython
 from tunlb.counters import Counters, DropReason, Event
 from tunlb.hook import Verdict
 from tunlb.ipvs.conn import D_DEST, D_TIMEOUT, INBOUND, OUTBOUND
+from tunlb.ipvs.datagrams import Datagram, Datagrams
 from tunlb.ipvs.dest import CONNS, Dest
 from tunlb.ipvs.life import Life
 from tunlb.ipvs.matches import MatchTable
@@ -82,6 +83,7 @@ class Birth:
         self.matches: MatchTable | None = None
         self.quiescent = False  # take no new conns: tunlb is about to stop
         self.rates = ConnRates(counters, life.conns)
+        self.datagrams: Datagrams | None = None  # of fragments, who may ask for their dest
         self.defence_tcp = False  # drop in silence what no service of a VIP takes
         self.defence_udp = True
 
@@ -193,7 +195,7 @@ class Birth:
             dest = service.scheduler.schedule(pkt, now)
         if dest is not None:
             if service.ops:
-                return ops.forward(pkt, self.life, self.transmit, service, dest, now)
+                return self._forward(pkt, service, dest, now)
             row = self.life.new(pkt, service, dest, now)
             if row < 0 and template >= 0:
                 self.persistence.let_go(template)
@@ -225,6 +227,20 @@ class Birth:
         self.transmit.track(pkt, protocol, row, _INBOUND, dest, now)
         self.life.timers.schedule(row, now, self.life.conns.d[row * 32 + _D_TIMEOUT])
         return self.transmit.send(pkt, row, _INBOUND, dest, now)
+
+    def _forward(
+        self, pkt: Packet, service: Service, dest: Dest, now: cython.longlong
+    ) -> cython.int:
+        """One-packet scheduling; a first fragment is remembered, because no conn will tell the later
+        ones where it went.
+        """
+        datagram: Datagram | None = None
+        if pkt.fragment != 0 and self.datagrams is not None:
+            datagram = self.datagrams.current
+        verdict: cython.int = ops.forward(pkt, self.life, self.transmit, service, dest, now)
+        if datagram is not None and verdict != _DROP:
+            datagram.dest = dest
+        return verdict
 
     def _resume_outbound(self, pkt: Packet, protocol: Protocol, now: cython.longlong) -> cython.int:
         """A dest of a nat service speaks to a client on a conn that another director knew: go on

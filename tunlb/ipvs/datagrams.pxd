@@ -1,6 +1,7 @@
 cimport cython
 from tunlb.counters cimport Counters
 from tunlb.ipvs.conn cimport ConnTable
+from tunlb.ipvs.dest cimport Dest
 
 @cython.final
 cdef class Datagram:
@@ -9,6 +10,7 @@ cdef class Datagram:
     cdef public int key_proto, proto, whole, furthest, done
     cdef public long long born
     cdef public bint contradicted
+    cdef public Dest dest
     cdef list _beyond
 
     cpdef begin(self, int proto, unsigned int ports, long long now)
@@ -21,6 +23,7 @@ cdef class Datagram:
 cdef class Datagrams:
     cdef public Counters counters
     cdef public ConnTable conns
+    cdef public Datagram current
     cdef list _sets
 
     @cython.locals(members=list)

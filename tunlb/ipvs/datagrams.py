@@ -15,6 +15,7 @@ import cython
 
 from tunlb.counters import Counters, DropReason, Event
 from tunlb.ipvs.conn import ConnTable
+from tunlb.ipvs.dest import Dest
 
 DATAGRAMS = 4096  #: remembered at a time
 WAYS = 8
@@ -33,7 +34,8 @@ _EVICTED = cython.declare(cython.int, Event.FRAGMENT_EVICTED)
 
 class Datagram:
     """One datagram, from its first fragment on. ``ports`` is sport << 16 | dport; ``whole`` its
-    length, -1 as long as the last fragment was not seen.
+    length, -1 as long as the last fragment was not seen. ``dest`` is who took it, where no conn
+    tells (one-packet scheduling).
     """
 
     def __init__(self) -> None:
@@ -51,6 +53,7 @@ class Datagram:
         self.proto = proto
         self.ports = ports
         self.born = now
+        self.dest: Dest | None = None
         self.whole = -1
         self.furthest = 0
         self.done = 0
@@ -108,11 +111,12 @@ class Datagram:
 
 
 class Datagrams:
-    """All datagrams of one worker."""
+    """All datagrams of one worker; ``current`` is that of the latest first fragment."""
 
     def __init__(self, counters: Counters, conns: ConnTable) -> None:
         self.counters = counters
         self.conns = conns
+        self.current: Datagram | None = None
         self._sets: list[list[Datagram] | None] = [None] * (DATAGRAMS // WAYS)
 
     def find(

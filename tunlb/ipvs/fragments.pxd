@@ -44,9 +44,9 @@ cdef class Fragments:
     cpdef int resume(self, Packet pkt, long long now) except -1
     cpdef int later(self, Packet pkt, long long now) except -1
     @cython.locals(ipvs=Ipvs, conns=ConnTable)
-    cdef int _follow(self, Packet pkt, long long now) except -1
+    cdef int _follow(self, Packet pkt, Datagram datagram, long long now) except -1
     @cython.locals(conns=ConnTable, q="unsigned long long*")
     cdef int _rewrite(self, Packet pkt, long long row, int direction) except -1
     @cython.locals(ipvs=Ipvs)
-    cdef int _astray(self, Packet pkt) except -1
+    cdef int _astray(self, Packet pkt, Datagram datagram, long long now) except -1
     cdef int _hold(self, Packet pkt, long long now) except -1

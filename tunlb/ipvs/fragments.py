@@ -43,10 +43,10 @@ from tunlb.packet import FIRST_FRAGMENT, HOST, IPPROTO_TCP, IPPROTO_UDP, Packet
 from tunlb.wire.ipv6 import AUTH, DEST_OPTIONS, FRAGMENT, MAX_EXTENSIONS
 
 if cython.compiled:
-    from cython.cimports.tunlb.ipvs import rewrite
+    from cython.cimports.tunlb.ipvs import ops, rewrite
     from cython.cimports.tunlb.wire import vnet
 else:
-    from tunlb.ipvs import rewrite
+    from tunlb.ipvs import ops, rewrite
     from tunlb.wire import vnet
 
 HELD_MAX = 256  #: fragments that wait for their first ones
@@ -110,6 +110,7 @@ class Fragments:
         self.ipvs = ipvs
         self.outbox = outbox
         self.datagrams = Datagrams(counters, ipvs.conns)
+        ipvs.birth.datagrams = self.datagrams
         self.tracking = True
         self.transit = False
         self.acl: AclFilter | None = None
@@ -218,6 +219,7 @@ class Fragments:
         reason: cython.int = datagram.see(self._start, self._end, self._more)
         if reason != 0:
             return pkt.drop(reason)
+        self.datagrams.current = datagram
         self.counters.add(_SEEN_FIRST, 1)
         if self.held != 0:
             self._release(pkt)
@@ -273,15 +275,15 @@ class Fragments:
         acl = self.acl
         if acl is not None and acl.run(pkt, now) != _ACCEPT:
             return _DROP
-        return self._follow(pkt, now)
+        return self._follow(pkt, datagram, now)
 
-    def _follow(self, pkt: Packet, now: cython.longlong) -> cython.int:
+    def _follow(self, pkt: Packet, datagram: Datagram, now: cython.longlong) -> cython.int:
         """Send it where its first one went."""
         ipvs = self.ipvs
         conns = ipvs.conns
         entry: cython.longlong = conns.lookup(pkt)
         if entry < 0:
-            return self._astray(pkt)
+            return self._astray(pkt, datagram, now)
         row: cython.longlong = entry >> 1
         direction: cython.int = entry & 1
         dest: Dest = ipvs.dests[conns.d[row * 32 + _D_DEST]]
@@ -329,9 +331,9 @@ class Fragments:
             conns.h[row * 64 + _H_DELTA + 2 * direction],
         )
 
-    def _astray(self, pkt: Packet) -> cython.int:
-        """No conn here: another worker's, or none that its first one opened, or none of a service,
-        for local input or the next router.
+    def _astray(self, pkt: Packet, datagram: Datagram, now: cython.longlong) -> cython.int:
+        """No conn here: another worker's, or none that its first one opened, or of one-packet
+        scheduling, or none of a service, for local input or the next router.
         """
         ipvs = self.ipvs
         sharding: Sharding | None = ipvs.sharding
@@ -351,7 +353,15 @@ class Fragments:
         service: Service | None = ipvs.birth.services.lookup(
             pkt.proto, pkt.daddr_hi, pkt.daddr, pkt.dport
         )
-        return _STOP if service is None else pkt.drop(_ORPHAN)
+        if service is None:
+            return _STOP
+        dest: Dest | None = datagram.dest
+        if dest is None or not service.ops or ipvs.dests[dest.id] is not dest:
+            return pkt.drop(_ORPHAN)
+        verdict: cython.int = ops.forward(pkt, ipvs.life, ipvs.transmit, service, dest, now)
+        if verdict != _DROP:
+            self.counters.add(_SEEN_LATER, 1)
+        return _STOP if verdict == _ACCEPT else verdict
 
     # -- those that came too early
 

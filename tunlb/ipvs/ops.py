@@ -18,7 +18,7 @@ from tunlb.ipvs.life import Life
 from tunlb.ipvs.mode import Mode
 from tunlb.ipvs.service import Service
 from tunlb.ipvs.transmit import Transmit
-from tunlb.packet import Packet
+from tunlb.packet import LATER_FRAGMENT, Packet
 
 if cython.compiled:
     from cython.cimports.tunlb.ipvs import rewrite
@@ -28,6 +28,7 @@ else:
 _DROP = cython.declare(cython.int, Verdict.DROP)
 _INBOUND = cython.declare(cython.int, INBOUND)
 _CONNS = cython.declare(cython.int, CONNS)
+_LATER_FRAGMENT = cython.declare(cython.int, LATER_FRAGMENT)
 _CONN_TABLE_FULL = cython.declare(cython.int, DropReason.CONN_TABLE_FULL)
 _OPS_PACKETS = cython.declare(cython.int, Event.OPS_PACKETS)
 
@@ -40,7 +41,7 @@ def forward(
     dest: Dest,
     now: cython.longlong,
 ) -> cython.int:
-    """The verdict on a datagram for ``dest``."""
+    """The verdict on a datagram for ``dest``, or on a fragment of one."""
     conns = life.conns
     row: cython.longlong = life.take(now)
     if row < 0:
@@ -53,8 +54,9 @@ def forward(
     else:
         rewrite.prepare(conns, row, 0, pkt.af)
         if transmit.admit(pkt, row, _INBOUND, now) == 0:
-            dest.v[_CONNS] += 1
-            transmit.counters.add(_OPS_PACKETS, 1)
+            if pkt.fragment != _LATER_FRAGMENT:
+                dest.v[_CONNS] += 1
+                transmit.counters.add(_OPS_PACKETS, 1)
             verdict = transmit.send(pkt, row, _INBOUND, dest, now)
         mode.unbind(conns, row)
     conns.free(row)
