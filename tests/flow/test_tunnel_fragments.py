@@ -17,6 +17,7 @@ from tests.flow.tunnels import balanced, finished, unwrapped
 from tunlb.hook import Hook, Point, Verdict
 from tunlb.packet import Packet
 from tunlb.testing import frames
+from tunlb.testing.audit import audit
 from tunlb.testing.checkers import check, icmp, ip
 from tunlb.testing.flow import Sent
 from tunlb.testing.frames import GSO_TCPV4, GSO_UDP_L4, Flow, vnet
@@ -307,3 +308,47 @@ def test_segments_and_fragments_that_nobody_asked_for_are_forgotten() -> None:
         _, sent = rig.receive("wan", vnet(flow_of(V4).udp(data), **gso))
         inside = [check(unwrapped(x.frame).inner, vnet=False, tun=True) for x in sent]
         assert b"".join(x.payload for x in inside) == data
+
+
+# -- one-packet scheduling
+
+
+def by_turns(net: Net) -> str:
+    """Two dests that take a datagram each."""
+    both = [kit.dest(net, "dr"), kit.dest(net, "dr", daddr=net.dest2)]
+    return kit.text(*kit.network(net), kit.service(net, "udp", "tunnel", ops=True), *both)
+
+
+def to(net: Net, sent: list[Sent]) -> set[str]:
+    macs = {frames.mac_bytes(kit.DEST_MAC): net.dest, frames.mac_bytes(kit.DEST2_MAC): net.dest2}
+    return {macs[each.frame[10:16]] for each in sent}
+
+
+def test_what_is_too_large_is_cut_for_the_dest_of_the_datagram() -> None:
+    rig = Rig(by_turns(V4))
+    for number in range(3):
+        sent = rig.send("wan", fragments(V4, 1480, ident=number))
+        assert put_together(sent).payload == DATA
+        assert len(to(V4, sent)) == 1
+    assert rig.counters()["FRAGMENTS_CUT"] == 12
+    data = (DATA * 4)[:9000]
+    gso: dict[str, Any] = {"needs_csum": True, "gso_type": GSO_UDP_L4, "gso_size": 1000}
+    _, sent = rig.receive("wan", vnet(flow_of(V4).udp(data), **gso))
+    inside = [check(unwrapped(x.frame).inner, vnet=False, tun=True) for x in sent]
+    assert b"".join(x.payload for x in inside) == data
+    audit(rig.director)
+
+
+@WAYS
+def test_an_outer_error_about_a_datagram_without_a_conn(net: Net, outer: Net) -> None:
+    rig = Rig(balanced(net, outer, "udp", ops=True))
+    about = finished(one(rig.receive("wan", vnet(flow_of(net).udp(DATA[:1300])))).frame)[14:]
+    kind = (3, 4) if outer.af == 4 else (2, 0)
+    router = "192.0.2.77" if outer.af == 4 else "2001:db8:77::1"
+    error = frames.ip(router, outer.lan, frames.icmp(*kind, 1300, about[:300]))
+    _, told = rig.receive("lan", vnet(frames.eth(kit.LAN_MAC, kit.DEST_MAC, payload=error)))
+    narrow = 1300 - (20 if outer.af == 4 else 40)
+    check(told[0].frame, ip(saddr=net.vip, daddr=net.remote), icmp(info=narrow))
+    assert rig.counters()["TUNNEL_PMTU"] == 1
+    verdict, _ = rig.receive("wan", vnet(flow_of(net).udp(DATA[:1300])))
+    assert verdict == Verdict.DROP

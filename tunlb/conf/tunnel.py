@@ -5,11 +5,12 @@ from __future__ import annotations
 from msgspec import UNSET
 
 from tunlb.conf.errors import Problems
-from tunlb.conf.net import IPV6_MTU_MIN, Network
+from tunlb.conf.net import Network
 from tunlb.conf.parsed import Parsed
 from tunlb.conf.schema import Port, Route
 from tunlb.conf.service import DestLine, ServiceLine, TunnelKeys, version_of, vport_of
 from tunlb.conf.values import IPAddress
+from tunlb.ipvs.far import MTU_MIN
 from tunlb.wire.encap import KINDS, overhead
 
 _HINT = "tunnel keeps the client's packet as it is: leave dport out, or use nat or fnat"
@@ -70,9 +71,12 @@ def _dest(
         problems.add(line, "$.daddr", message, hint=hint)
     mtu = mtus.to(dest.daddr)
     taken = overhead(KINDS.index(keys.type), version, keys.csum)
-    if version_of(service) == 6 and version == 6 and 0 < mtu < IPV6_MTU_MIN + taken:
-        message = f"the MTU of {mtu} towards it leaves less than {IPV6_MTU_MIN} in the tunnel"
-        hint = f"an IPv6 packet needs {IPV6_MTU_MIN + taken} there (RFC 8200)"
+    inner = version_of(service)
+    least = MTU_MIN[inner]
+    if 0 < mtu < least + taken:
+        message = f"the MTU of {mtu} towards it leaves less than {least} in the tunnel"
+        rfc = "RFC 8200" if inner == 6 else "RFC 791"
+        hint = f"an IPv{inner} packet needs {least + taken} there ({rfc})"
         problems.add(line, "$.daddr", message, hint=hint)
 
 

@@ -178,7 +178,7 @@ class Ipvs:
         """An ICMP error about a packet of a conn goes on to the side that sent that packet."""
         entry: cython.longlong = related.find(pkt, self.conns)
         if entry == -1:
-            verdict: cython.int = self.outer.receive(pkt, self.addresses, now)
+            verdict: cython.int = self.outer.receive(pkt, self.addresses, self.birth.services, now)
             if verdict >= 0:
                 return verdict
             if self.sharding is not None and self._elsewhere(

@@ -1,5 +1,6 @@
 from tunlb.counters cimport Counters
 from tunlb.ipvs.life cimport Life
+from tunlb.ipvs.service cimport ServiceTable
 from tunlb.ipvs.sharding cimport Sharding
 from tunlb.ipvs.xmit.tunnel cimport Tunnel
 from tunlb.neigh cimport NeighTable
@@ -17,5 +18,6 @@ cdef class OuterErrors:
     cdef long long _second
     cdef int _news
 
-    cpdef int receive(self, Packet pkt, Addresses addresses, long long now) except -2
+    cpdef int receive(
+        self, Packet pkt, Addresses addresses, ServiceTable services, long long now) except -2
     cpdef expire(self, long long now)

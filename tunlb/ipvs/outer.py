@@ -21,6 +21,7 @@ from tunlb.ipvs.conn import B_FWDMODE, D_DEST
 from tunlb.ipvs.dest import FWD_TUNNEL, Dest
 from tunlb.ipvs.far import MTU_MIN, FarEnd
 from tunlb.ipvs.life import Life
+from tunlb.ipvs.service import ServiceTable
 from tunlb.ipvs.sharding import Sharding
 from tunlb.ipvs.xmit.tunnel import Tunnel
 from tunlb.neigh import NeighTable
@@ -144,7 +145,9 @@ class OuterErrors:
         self._second = 0
         self._news = 0
 
-    def receive(self, pkt: Packet, addresses: Addresses, now: cython.longlong) -> cython.int:
+    def receive(
+        self, pkt: Packet, addresses: Addresses, services: ServiceTable, now: cython.longlong
+    ) -> cython.int:
         """The verdict on a verified ICMP error that quotes a packet; NOT_OURS when that is no outer
         one of ours.
         """
@@ -156,7 +159,9 @@ class OuterErrors:
             return NOT_OURS
         far: FarEnd | None = self.tunnel.ends.get(quote.dst)
         if quote.inner >= 0:
-            far = self._of_conn(pkt, quote)
+            far = self._of_conn(quote)
+            if far is None and _scheduled_alone(quote, services):
+                far = self.tunnel.ends.get(quote.dst)
             if far is None:
                 return self._elsewhere(pkt, quote, addresses)
         elif far is None or (quote.proto == 17 and quote.port != far.port):
@@ -170,7 +175,7 @@ class OuterErrors:
             return self._tell(pkt, quote, (11, 0) if quote.af == 4 else (3, 0), 0)
         return pkt.drop(_DROPPED)
 
-    def _of_conn(self, pkt: Packet, quote: Quote) -> FarEnd | None:
+    def _of_conn(self, quote: Quote) -> FarEnd | None:
         """The far end of the conn whose packet is quoted; None when there is none, or it is not
         where that packet went.
         """
@@ -262,6 +267,13 @@ class OuterErrors:
         if gone:
             self.counters.add(Event.TUNNEL_PMTU_EXPIRED, gone)
             self.neighs.epoch += 1
+
+
+def _scheduled_alone(quote: Quote, services: ServiceTable) -> bool:
+    """Is it a datagram that opened no conn (see ipvs/ops.py)?"""
+    vhi, vlo = quote.vaddr
+    service = services.lookup(quote.inner_proto, vhi, vlo, quote.ports & 0xFFFF)
+    return service is not None and bool(service.ops)
 
 
 def _meaning(pkt: Packet) -> tuple[int, int]:

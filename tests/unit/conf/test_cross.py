@@ -465,6 +465,15 @@ BAD: dict[str, tuple[list[Line], list[tuple[int, str, str]]]] = {
         ],
         [(4, "$.daddr", "the MTU of 1319 towards it leaves less than 1280 in the tunnel")],
     ),
+    "a tunnel by IPv4 too narrow for IPv6": (
+        [
+            port("lb0", "10.0.0.254/24", "fd00::fe/64"),
+            route(dst="10.7.0.0/16", mtu=1299),
+            service(vaddr="fd00::100", fwdmode="tunnel"),
+            dest("10.7.0.11"),
+        ],
+        [(4, "$.daddr", "the MTU of 1299 towards it leaves less than 1280 in the tunnel")],
+    ),
     "an MSS of UDP": (
         [LB0, service(proto="udp", mss_clamp=1200)],
         [(2, "$.mss_clamp", "udp has no MSS")],
