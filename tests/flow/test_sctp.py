@@ -49,6 +49,7 @@ from tunlb.testing.sctp import (
     init,
 )
 from tunlb.testing.sctp import sctp as build
+from tunlb.testing.workers import Workers
 
 MODES = ("nat", "fnat", "dr")
 DATA_CHUNK = chunk(DATA, struct.pack("!IHHI", 1, 0, 0, 0) + b"payload!!", 3)
@@ -191,6 +192,18 @@ def test_a_checksum_left_to_an_offload_is_made_at_once(net: Net, mode: str) -> N
     start = 14 + (20 if net.af == 4 else 40)
     raw = vnet(frame, needs_csum=True, csum_start=start, csum_offset=8)
     check(one(rig.receive("wan", raw)).frame)
+
+
+def test_such_a_frame_that_another_worker_reads(net: Net) -> None:
+    workers = Workers(balanced(net, "sctp"), 2)
+    start = 14 + (20 if net.af == 4 else 40)
+    for cport in range(40000, 40008):
+        body = packet(net.remote, net.vip, build(cport, 80, init(), checksum=0))
+        frame = eth(WAN_MAC, ROUTER_MAC, payload=body)
+        raw = vnet(frame, needs_csum=True, csum_start=start, csum_offset=8)
+        (sent,) = workers.receive(0, "wan", raw)
+        check(sent.frame, sctp(dport=8080))
+    assert all(rig.director.ipvs.conns.count for rig in workers.rigs)
 
 
 @pytest.mark.parametrize("gso_type", [1, 4, 5])
