@@ -34,6 +34,7 @@ from tunlb.lab.servers import pattern
 CROSSED: dict[Family, Family] = {"v4": "v6", "v6": "v4"}
 BOTH = pytest.mark.parametrize("family", FAMILIES)
 UDP_SEGMENT, SO_NO_CHECK = 103, 11
+IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
 PLANNED = {"MARTIAN", "NOT_FORWARDED", "ICMP_IGNORED", "OTHERHOST", "TX_BLOCKED", "MTU_EXCEEDED"}
 
 
@@ -104,6 +105,33 @@ def _datagrams_in_one_send(lab: Lab, vip: str) -> None:
         sock.send(b"".join(datagrams))
         echoes = [clients.parse_echo(sock.recv(2000)).data for _ in datagrams]
     assert sorted(echoes) == datagrams
+
+
+def test_datagrams_larger_than_the_mtu(lab: LabFactory) -> None:
+    """Cut by the kernel of one family, put together by that of the other, both ways."""
+    made = lab("one-arm")
+    tunlb = made.start_tunlb(crossed(made, workers=2))
+    for family in FAMILIES:
+        for size in (1473, 4000, 8000, 60000):
+            for _ in range(3):  # other ports, another worker
+                answer = clients.udp_echo(
+                    made.client, made.topology.vips.of(family), 7, pattern(size)
+                )
+                assert answer.data == pattern(size)
+                assert is_laddr(made, answer.peer)
+    # A whole packet that may be cut, and is too long by the header of IPv6.
+    with made.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(3)
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+        sock.connect((made.topology.vips.v4, 7))
+        sock.send(pattern(1472))
+        assert clients.parse_echo(sock.recv(2000)).data == pattern(1472)
+    found = counters(tunlb)
+    assert drops(found) <= PLANNED - {"MTU_EXCEEDED"}, found
+    assert found["FRAGMENT_LATER"] > 100
+    assert found["HANDED_OVER"] > 0
+    # Each of 1500 bytes over IPv4 became two over IPv6.
+    assert found["NAT64_CUT"] > 100
 
 
 def narrow(lab: Lab, family: Family, size: int = SMALL_MTU) -> list[Line]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.flow.fragmenting import cut, framed
 from tests.flow.kit import (
     DEST2_MAC,
     DEST_MAC,
@@ -29,6 +30,7 @@ from tunlb.testing.frames import Transport, address_bytes, eth, ones_sum, pseudo
 from tunlb.testing.frames import icmp as message
 from tunlb.testing.frames import ip as packet
 from tunlb.testing.parser import Frame, Icmp
+from tunlb.testing.workers import Workers
 
 MODES = ("fnat", "nat", "dr")
 
@@ -258,3 +260,68 @@ def test_a_removed_service_drains(net: Net) -> None:
     one(down(rig, net, reply(net, ident(seen)), net.laddr))
     check(one(up(rig, net, request(net, 5, 2))).frame, ip(daddr=net.dest))  # an old one goes on
     check(one(up(rig, net, request(net, 6))).frame, ip(saddr=net.vip))  # a new one is answered
+
+
+def test_pings_of_several_workers_are_the_first_ones(net: Net) -> None:
+    """Whichever reads them, in either direction; and it has every identifier for them."""
+    workers = Workers(balanced(net), 3)
+    shown = []
+    for n in range(6):
+        raw = packet(net.remote, net.vip, request(net, 100 + n))
+        (sent,) = workers.receive(n % 3, "wan", vnet(eth(WAN_MAC, ROUTER_MAC, payload=raw)))
+        seen = check(sent.frame, ip(saddr=net.laddr))
+        shown.append(ident(seen))
+        daddr, mac = ((net.dest, DEST_MAC), (net.dest2, DEST2_MAC))[n % 2]
+        raw = packet(daddr, net.laddr, reply(net, shown[-1]))
+        (back,) = workers.receive(1, "lan", vnet(eth(LAN_MAC, mac, payload=raw)))
+        check(back.frame, ip(saddr=net.vip, daddr=net.remote), icmp(info=100 + n << 16 | 1))
+    assert shown == [1025, 1025, 1026, 1026, 1027, 1027]  # towards each of two dests
+    assert [rig.director.ipvs.conns.count for rig in workers.rigs] == [6, 0, 0]
+
+
+def test_an_error_about_a_ping_that_another_worker_reads(net: Net) -> None:
+    workers = Workers(balanced(net), 2)
+    raw = packet(net.remote, net.vip, request(net, 700))
+    (sent,) = workers.receive(1, "wan", vnet(eth(WAN_MAC, ROUTER_MAC, payload=raw)))
+    number, code = (11, 0) if net.af == 4 else (3, 0)
+    hop = "203.0.113.77" if net.af == 4 else "2001:db8:77::1"
+    raw = packet(hop, net.laddr, message(number, code, 0, check(sent.frame).data[24:]))
+    (told,) = workers.receive(1, "lan", vnet(eth(LAN_MAC, DEST_MAC, payload=raw)))
+    check(told.frame, ip(saddr=net.vip, daddr=net.remote), quoted(icmp(info=700 << 16 | 1)))
+
+
+def test_a_worker_that_is_killed(net: Net) -> None:
+    """Its successor has the identifiers of its pings back: they are given to no other one."""
+    workers = Workers(balanced(net, scheduler="fo"), 2)
+    raw = packet(net.remote, net.vip, request(net, 1))
+    (sent,) = workers.receive(0, "wan", vnet(eth(WAN_MAC, ROUTER_MAC, payload=raw)))
+    assert ident(check(sent.frame)) == 1025
+    workers.kill(0)
+    raw = packet(net.remote, net.vip, request(net, 2))
+    (sent,) = workers.receive(0, "wan", vnet(eth(WAN_MAC, ROUTER_MAC, payload=raw)))
+    assert ident(check(sent.frame)) == 1026
+
+
+def test_a_flood_of_pings_is_bounded(net: Net) -> None:
+    """A row each, and the table gives up the oldest; who pings at last is answered."""
+    rig = Rig(balanced(net, "nat"), conn_max=16)
+    for number in range(100):
+        one(up(rig, net, request(net, number)))
+    assert rig.director.ipvs.conns.count <= 16
+    assert rig.counters()["CONN_EVICTED"] >= 84
+    one(down(rig, net, reply(net, 99), net.remote, net.dest2))
+
+
+def test_a_flood_of_one_source_is_limited(net: Net) -> None:
+    rig = Rig(balanced(net, conn_rate=5, conn_burst=5))
+    verdicts = [up(rig, net, request(net, number))[0] for number in range(20)]
+    assert verdicts == [Verdict.ACCEPT] * 5 + [Verdict.DROP] * 15
+    assert rig.counters()["drop.CONN_RATE"] == 15
+
+
+def test_a_ping_in_fragments(net: Net) -> None:
+    """Only its first fragment would have the identifier."""
+    rig = Rig(balanced(net, "nat"))
+    parts = cut(packet(net.remote, net.vip, request(net, 5, body=bytes(3000))))
+    for part in parts:
+        dropped(rig, "wan", framed(part, WAN_MAC, ROUTER_MAC), "FRAGMENT")

@@ -24,7 +24,8 @@ from tests.flow.kit import (
     text,
 )
 from tests.flow.test_nat64 import OTHER, both, configured
-from tunlb.hook import Verdict
+from tunlb.hook import Hook, Point, Verdict
+from tunlb.packet import FIRST_FRAGMENT, LATER_FRAGMENT, Packet
 from tunlb.testing import flow as testing
 from tunlb.testing.checkers import check, ether, icmp, ip
 from tunlb.testing.flow import Memory, Sent
@@ -349,6 +350,28 @@ def test_a_datagram_without_df_is_cut(net: Net, how: str) -> None:
     counted = rig.counters()
     assert (counted["NAT64_CUT"], counted["NAT64_PACKETS"]) == (1, 2)
     assert counted.get("NAT64_CHECKSUMS", 0) == (how == "none")
+
+
+class Watcher(Hook):
+    """Whether a user's hook can tell that a packet is a fragment by now."""
+
+    point = Point.POST_ROUTING
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def run(self, pkt: Packet, now: int) -> int:
+        self.seen.append((pkt.fragment, pkt.end - pkt.l3))
+        return Verdict.ACCEPT
+
+
+def test_what_hooks_see_of_the_pieces() -> None:
+    hook = Watcher()
+    side = Side(rig := Rig(narrow(V6, "udp"), hooks=[hook]), V6).opened()
+    port, frame = long_one(side, datagram(DPORT, side.lport, DATA[:1453]), df=False)
+    rig.receive(port, vnet(frame))
+    rest = 48 + 8 + 1453 - PIECE
+    assert hook.seen[1:] == [(LATER_FRAGMENT, rest), (FIRST_FRAGMENT, 48 + PIECE)]
 
 
 @pytest.mark.parametrize("how", ["full", "partial"])

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.flow.fragmenting import cut
+from tests.flow.fragmenting import framed as fragment
 from tests.flow.kit import (
     DEST_MAC,
     LAN_MAC,
@@ -47,6 +49,7 @@ from tunlb.testing.sctp import (
     init,
 )
 from tunlb.testing.sctp import sctp as build
+from tunlb.testing.workers import Workers
 
 MODES = ("nat", "fnat", "dr")
 DATA_CHUNK = chunk(DATA, struct.pack("!IHHI", 1, 0, 0, 0) + b"payload!!", 3)
@@ -191,6 +194,18 @@ def test_a_checksum_left_to_an_offload_is_made_at_once(net: Net, mode: str) -> N
     check(one(rig.receive("wan", raw)).frame)
 
 
+def test_such_a_frame_that_another_worker_reads(net: Net) -> None:
+    workers = Workers(balanced(net, "sctp"), 2)
+    start = 14 + (20 if net.af == 4 else 40)
+    for cport in range(40000, 40008):
+        body = packet(net.remote, net.vip, build(cport, 80, init(), checksum=0))
+        frame = eth(WAN_MAC, ROUTER_MAC, payload=body)
+        raw = vnet(frame, needs_csum=True, csum_start=start, csum_offset=8)
+        (sent,) = workers.receive(0, "wan", raw)
+        check(sent.frame, sctp(dport=8080))
+    assert all(rig.director.ipvs.conns.count for rig in workers.rigs)
+
+
 @pytest.mark.parametrize("gso_type", [1, 4, 5])
 def test_segmentation_of_another_protocol(net: Net, gso_type: int) -> None:
     body = packet(net.remote, net.vip, build(40000, 80, init()))
@@ -205,6 +220,44 @@ def test_segmentation_of_another_protocol(net: Net, gso_type: int) -> None:
         gso_size=100,
     )
     dropped(Rig(balanced(net, "sctp")), "wan", raw, "VNET_HEADER")
+
+
+@pytest.mark.parametrize(("start", "offset"), [(0, 6), (0, 4), (12, 8)])
+def test_another_checksum_asked_of_the_kernel(net: Net, start: int, offset: int) -> None:
+    """It would write into what CRC-32C covers: that is no frame of a host."""
+    body = packet(net.remote, net.vip, build(40000, 80, init()))
+    frame = eth(WAN_MAC, ROUTER_MAC, payload=body)
+    at = 14 + (20 if net.af == 4 else 40) + start
+    raw = vnet(frame, needs_csum=True, csum_start=at, csum_offset=offset)
+    dropped(Rig(balanced(net, "sctp")), "wan", raw, "VNET_HEADER")
+
+
+def test_an_init_again_with_another_tag_goes_where_the_first_went(net: Net) -> None:
+    """RFC 9260 section 5.2.1: who answers decides which of the two counts."""
+    conn = Association(rig := Rig(balanced(net, "sctp")), net)
+    conn.up(init(vtag=1), vtag=0)
+    conn.up(init(vtag=2), vtag=0)
+    conn.down(init(kind=INIT_ACK))
+    conn.up(init(vtag=3), vtag=0)
+    assert states(rig) == ["COOKIE_SENT"]
+    assert rig.counters() == conn.counted()
+
+
+def test_addresses_that_an_init_names_stay(net: Net) -> None:
+    """IPVS does not look at them either, see docs/protocols.md."""
+    v4 = struct.pack("!HH4s", 5, 8, bytes((192, 0, 2, 9)))
+    v6 = struct.pack("!HH16s", 6, 20, bytes(16))
+    conn = Association(Rig(balanced(net, "sctp")), net)
+    conn.up(init(params=v4 + v6), vtag=0)
+    conn.down(init(kind=INIT_ACK, params=v4 + struct.pack("!HH4s", 7, 8, b"tick")))
+
+
+def test_fragments_are_dropped(net: Net) -> None:
+    """The checksum's change depends on the length of the whole, which no fragment tells."""
+    rig = Rig(balanced(net, "sctp"))
+    big = init(params=struct.pack("!HH", 0x8001, 1604) + bytes(1600))
+    for part in cut(packet(net.remote, net.vip, build(40000, 80, big))):
+        dropped(rig, "wan", fragment(part, WAN_MAC, ROUTER_MAC), "FRAGMENT")
 
 
 # -- who may open an association

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import cython
 
+from tunlb.packet import IPPROTO_ICMP, IPPROTO_ICMPV6
+
 FIRST_PORT = 1025
 LAST_PORT = 65535
+
+_PINGS = (IPPROTO_ICMP, IPPROTO_ICMPV6)
 
 
 class LportPool:
@@ -111,7 +115,11 @@ class LportPools:
         key = (laddr_hi, laddr, daddr_hi, daddr, dport_proto)
         found = self._pools.get(key)
         if found is None:
-            found = self._pools[key] = LportPool(self.step, self.residue)
+            if dport_proto & 0xFF in _PINGS:
+                found = LportPool()  # all of them: pings are one worker's (see ipvs/matches.py)
+            else:
+                found = LportPool(self.step, self.residue)
+            self._pools[key] = found
         return found
 
     def sweep(self) -> None:

@@ -28,6 +28,7 @@ from tunlb.ipvs.service import Service
 from tunlb.ipvs.xmit.fnat import FullNat
 from tunlb.outbox import Sender
 from tunlb.packet import IPPROTO_SCTP, LATER_FRAGMENT, Packet
+from tunlb.wire.translate import PIECE
 
 if cython.compiled:
     from cython.cimports.tunlb.ipvs import nat64_errors
@@ -45,7 +46,7 @@ MTU_MAX = 65535  #: what a row has room for
 _FLAGS = cython.declare(cython.int, FLAGS)
 _SCTP = cython.declare(cython.int, IPPROTO_SCTP)
 _LATER = cython.declare(cython.int, LATER_FRAGMENT)
-_PIECE = cython.declare(cython.int, translate.PIECE)
+_PIECE = cython.declare(cython.int, PIECE)
 _TRANSLATED = cython.declare(cython.int, Event.NAT64_PACKETS)
 _CHECKSUMMED = cython.declare(cython.int, Event.NAT64_CHECKSUMS)
 _CUT = cython.declare(cython.int, Event.NAT64_CUT)

@@ -17,10 +17,8 @@ if cython.compiled:
 else:
     from tunlb.wire import icmp, ipv4, ipv6
 
-ERROR_MAX = (
-    576,
-    1280,
-)  #: bytes of a whole error packet, IPv4 (RFC 1812 4.3.2.3) and IPv6 (RFC 4443 2.4 c)
+#: Bytes of a whole error packet, IPv4 (RFC 1812 section 4.3.2.3) and IPv6 (RFC 4443 section 2.4 c).
+ERROR_MAX = (576, 1280)
 ERRORS_PER_SECOND = 1000  #: as Linux' icmp_msgs_per_sec
 ERROR_BURST = 50  #: as Linux' icmp_msgs_burst
 
@@ -82,9 +80,8 @@ class IcmpErrors:
         if v6:
             ipv6.build(out, _ICMPV6, length, 64)
         else:
-            ipv4.build(
-                out, _ICMP, length, 0xC0
-            )  # TOS 0xC0: internetwork control (RFC 1812 section 4.3.2.5)
+            # Internetwork control (RFC 1812 section 4.3.2.5).
+            ipv4.build(out, _ICMP, length, 0xC0)
         out.mem[out.l4 + HEADER_LEN : out.end] = quoted
         out.p[out.l4] = pkt.err_type
         out.p[out.l4 + 1] = pkt.err_code

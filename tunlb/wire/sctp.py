@@ -36,14 +36,16 @@ _ABORT = cython.declare(cython.int, ABORT)
 _COOKIE_ECHO = cython.declare(cython.int, COOKIE_ECHO)
 _COOKIE_ACK = cython.declare(cython.int, COOKIE_ACK)
 _L4_HEADER = cython.declare(cython.int, DropReason.L4_HEADER)
+_VNET_HEADER = cython.declare(cython.int, DropReason.VNET_HEADER)
 _ALL = cython.declare(cython.uint, 0xFFFFFFFF)
 
 
 def parse(pkt: Packet) -> cython.int:
-    """Check the common header and the first chunk at ``l4``, and fill the ports; 0 or L4_HEADER.
+    """Check the common header and the first chunk at ``l4``, and fill the ports; 0 or a DropReason.
 
     A checksum that was left to an offload is computed here and now: no port is told of CRC-32C
-    (linux/if_tun.h has no flag for it), so it could not be left to the next one.
+    (linux/if_tun.h has no flag for it), so it could not be left to the next one. What else is asked
+    of the kernel is another protocol's.
     """
     p = pkt.p
     l4: cython.Py_ssize_t = pkt.l4
@@ -55,7 +57,9 @@ def parse(pkt: Packet) -> cython.int:
         return _L4_HEADER
     pkt.sport = (p[l4] << 8) | p[l4 + 1]
     pkt.dport = (p[l4 + 2] << 8) | p[l4 + 3]
-    if pkt.csum_start == pkt.l4 and pkt.csum_offset == 8 and pkt.gso_type == 0:
+    if pkt.csum_start != 0:
+        if pkt.csum_start != pkt.l4 or pkt.csum_offset != 8 or pkt.gso_type != 0:
+            return _VNET_HEADER
         seal(pkt)
     return 0
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import cython
 
 from tunlb.counters import DropReason
-from tunlb.packet import IPPROTO_TCP, IPPROTO_UDP, LATER_FRAGMENT, Packet
+from tunlb.packet import FIRST_FRAGMENT, IPPROTO_TCP, IPPROTO_UDP, LATER_FRAGMENT, Packet
 
 if cython.compiled:
     from cython.cimports.tunlb.wire import checksum
@@ -34,6 +34,7 @@ _AUTH = cython.declare(cython.int, 51)
 _DF = cython.declare(cython.uint, 0x4000)
 _DF_ABOVE = cython.declare(cython.int, DF_ABOVE)
 _PIECE = cython.declare(cython.int, PIECE)
+_FIRST = cython.declare(cython.int, FIRST_FRAGMENT)
 _LATER = cython.declare(cython.int, LATER_FRAGMENT)
 _GSO_TCPV4 = cython.declare(cython.int, 1)
 _GSO_TCPV6 = cython.declare(cython.int, 4)
@@ -221,6 +222,8 @@ def piece(pkt: Packet, begin: cython.int, out: Packet) -> None:
 
 def shorten(pkt: Packet) -> None:
     """Leave an IPv6 packet with a fragment header what :func:`piece` was not asked for."""
+    if pkt.fragment == 0:
+        pkt.fragment = _FIRST
     pkt.end = pkt.l4 + _PIECE
     pkt.put16(pkt.l3 + 4, 8 + _PIECE)
     pkt.p[pkt.l4 - 5] = pkt.p[pkt.l4 - 5] | 1

@@ -73,7 +73,7 @@ ES .. .. ES ES .. ES ES .. .. .. .. .. ..
 SR .. .. .. .. .. .. .. SR .. .. .. .. ..
 CL IN .. .. .. .. .. .. CL CL .. CL .. ..
 CL CL CL CL CL .. .. .. .. .. CL CL .. ..
-CL .. .. .. .. .. .. CL .. .. .. .. .. ..
+CL .. .. .. .. .. .. .. .. .. .. .. .. ..
 CL CL CL CL CL RJ CL CL CL CL CL CL CL ..
 """
 
