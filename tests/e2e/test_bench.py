@@ -185,12 +185,14 @@ def test_bulk_reaches_the_server_in_frames_of_the_mtu(name: str, network: Networ
         while len(came) < len(sent):
             came += server.recv(1 << 20)
         sender.join()
+        way = network.client.run(["ip", "route", "get", standing.target]).stdout
         packets, size, wrong = (
             now - then for now, then in zip(received(network), before, strict=True)
         )
     network.clear()
     assert came == sent
     assert wrong == 0
+    assert "mtu" not in way, "the client was told that something was too big"
     assert 1300 < size / packets <= 1514
 
 

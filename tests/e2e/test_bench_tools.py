@@ -371,6 +371,7 @@ def test_hold_leaves_nothing_when_its_server_is_stopped(tools: Path) -> None:
     [
         pytest.param(["reflector"], id="reflector without TAPs"),
         pytest.param(["reflector", "-x", "a", "b"], id="reflector with an unknown option"),
+        pytest.param(["reflector", "-n", "-c", "a", "b"], id="reflector that has nothing to cut"),
         pytest.param(["crr"], id="crr without a role"),
         pytest.param(["crr", "client", "not-an-address", "80"], id="crr to no address"),
         pytest.param(["crr", "client", LOOPBACK, "80", "-c", "0"], id="crr with nothing open"),

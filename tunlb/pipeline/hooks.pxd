@@ -14,5 +14,8 @@ cdef class Chain:
     cdef public object on_error
     cdef public list hooks
     cdef public Link first
+    cdef public Hook before
+    cdef public Chain rest
 
+    cpdef Chain behind(self, Hook hook)
     cpdef int run(self, Packet pkt, long long now) except -1

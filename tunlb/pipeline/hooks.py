@@ -44,6 +44,8 @@ class Chain:
         self.on_error = on_error
         self.hooks: list[Hook] = []
         self.first: Link | None = None
+        self.before: Hook | None = None  # whom `rest` is behind
+        self.rest: Chain | None = None
 
     def register(self, hook: Hook) -> None:
         at = 0
@@ -58,7 +60,16 @@ class Chain:
         self._link()
 
     def behind(self, hook: Hook) -> Chain | None:
-        """The hooks that come after ``hook``, as a chain of their own; None when it is the last."""
+        """The hooks that come after ``hook``, as a chain of their own; None when it is the last.
+
+        It is asked for with each segment of a frame that is cut, so the last answer is kept.
+        """
+        if self.before is not hook:
+            self.rest = self._behind(hook)
+            self.before = hook
+        return self.rest
+
+    def _behind(self, hook: Hook) -> Chain | None:
         at = self.hooks.index(hook) + 1
         if at == len(self.hooks):
             return None
@@ -68,6 +79,7 @@ class Chain:
         return rest
 
     def _link(self) -> None:
+        self.before = None
         self.first = None
         for each in reversed(self.hooks):
             self.first = Link(each, self.first)

@@ -157,3 +157,26 @@ def test_numbers_are_those_of_dpvs() -> None:
         *("PRE_ROUTING", "LOCAL_IN", "FORWARD", "LOCAL_OUT", "POST_ROUTING"),
     ]
     assert [point.value for point in Point] == [0, 1, 2, 3, 4]
+
+
+def test_what_is_behind_a_hook(chain: Chain) -> None:
+    """Asked for with each segment: it follows every change of the chain."""
+    trace: list[str] = []
+    a, b, c = (Note(name, trace, priority=at) for at, name in enumerate("abc"))
+
+    def behind(hook: Hook) -> str:
+        trace.clear()
+        rest = chain.behind(hook)
+        assert chain.behind(hook) is rest
+        assert rest is None or rest.run(Packet(), 0) == Verdict.ACCEPT
+        return "".join(trace)
+
+    for hook in (a, c):
+        chain.register(hook)
+    assert (behind(a), behind(c)) == ("c", "")
+    chain.register(b)
+    assert (behind(c), behind(a), behind(b)) == ("", "bc", "c")
+    chain.remove(c)
+    assert (behind(b), behind(a)) == ("", "b")
+    with pytest.raises(ValueError, match="not in list"):
+        chain.behind(c)
