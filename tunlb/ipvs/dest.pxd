@@ -1,6 +1,7 @@
 cimport cython
 from tunlb.ipvs.far cimport FarEnd
 from tunlb.ipvs.synpolicy cimport HalfOpen
+from tunlb.ipvs.telling cimport Telling
 from tunlb.ipvs.timeouts cimport Timeouts
 
 @cython.final
@@ -22,6 +23,7 @@ cdef class Dest:
     cdef public HalfOpen half_opens
     cdef public long long drain_until
     cdef public int mss_clamp
+    cdef public Telling telling
     cdef public FarEnd far
     cdef readonly object stats
     cdef unsigned long long* v

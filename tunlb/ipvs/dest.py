@@ -8,6 +8,7 @@ import cython
 
 from tunlb.ipvs.far import FarEnd
 from tunlb.ipvs.synpolicy import HalfOpen
+from tunlb.ipvs.telling import NOTHING
 from tunlb.ipvs.timeouts import NO_TIMEOUTS
 
 # Forwarding modes, numbered as in IPVS and DPVS.
@@ -103,6 +104,7 @@ class Dest:
         self.timeouts = NO_TIMEOUTS
         self.service_name = ""
         self.mss_clamp = 0  #: see ipvs/mss.py; 0: SYNs pass as they are
+        self.telling = NOTHING  # the service's
         self.far: FarEnd | None = None
         self.half_open = 0
         self.half_opens: HalfOpen | None = None  # the service's, if it counts them
