@@ -40,6 +40,7 @@ from tunlb.ipvs.far import FarEnd
 from tunlb.ipvs.match import Match, Prefix, Prefixes
 from tunlb.ipvs.matches import MatchTable
 from tunlb.ipvs.mss import AUTO as MSS_AUTO
+from tunlb.ipvs.nat64 import HEADERS_DIFFER
 from tunlb.ipvs.protocol import Protocol
 from tunlb.ipvs.ramp import Ramp, Ramps, weights
 from tunlb.ipvs.sched import find as find_scheduler
@@ -47,6 +48,7 @@ from tunlb.ipvs.scheduler import Scheduler
 from tunlb.ipvs.service import Service, ServiceTable
 from tunlb.ipvs.synpolicy import SynPolicy
 from tunlb.ipvs.tally import Others, Tally
+from tunlb.ipvs.telling import Telling
 from tunlb.ipvs.xmit import find as find_mode
 from tunlb.ipvs.xmit import names as mode_names
 from tunlb.netif import Key
@@ -142,6 +144,23 @@ def _match(line: MatchConf) -> Match:
         line.iport or "",
         line.oport or "",
     )
+
+
+def _syn_policy(line: ServiceConf) -> SynPolicy:
+    policy = SynPolicy(
+        line.synproxy_above,
+        line.synproxy_mss or 0,
+        line.synproxy_wscale or NO_WSCALE,
+        line.synproxy_sack,
+        line.synproxy_timestamps,
+    )
+    if line.mss_clamp is not False and line.mss_clamp is not True:
+        policy.most = line.mss_clamp
+    if line.client_ip == "toa":
+        policy.less = 8 if line.version == 4 else 20
+    if line.version == 4 and any(dest.daddr.version == 6 for dest in line.dests):
+        policy.less += HEADERS_DIFFER
+    return policy
 
 
 def _same(one: ServiceConf, other: ServiceConf) -> Generator[None, None, bool]:
@@ -305,20 +324,15 @@ class Catalog:
             None if line.match is None else _match(line.match),
         )
         service.snat = line.fwdmode == "snat"
-        service.client_ip = client_address.how(line.client_ip, line.client_ip_udp)
+        service.telling = Telling(
+            client_address.how(line.client_ip, line.client_ip_udp),
+            _prefixes(line.client_ip_trust) if line.client_ip_trust else None,
+        )
         service.fallback = line.fallback
         if line.mss_clamp is not False:
             service.mss_clamp = MSS_AUTO if line.mss_clamp is True else line.mss_clamp
         if line.synproxy:
-            service.synproxy = SynPolicy(
-                line.synproxy_above,
-                line.synproxy_mss or 0,
-                line.synproxy_wscale or NO_WSCALE,
-                line.synproxy_sack,
-                line.synproxy_timestamps,
-            )
-            if line.client_ip == "toa":
-                service.synproxy.less = 8 if line.version == 4 else 20
+            service.synproxy = _syn_policy(line)
         self._set_policies(service, line)
         key = service_key(line)
         if key is not None and line.max_conn:

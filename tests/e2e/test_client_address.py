@@ -50,7 +50,11 @@ SERVICES = {
     8007: (ECHO, "tcp", "toa", "first"),
     8008: (UDP, "udp", "proxy-v2", "first"),
     8009: (UDP, "udp", "proxy-v2", "every"),
+    8010: (HAPROXY, "tcp", "proxy-v2", "first"),
+    8011: (NGINX, "tcp", "proxy-v1", "first"),
 }
+TRUSTED = (8010, 8011)  # where the lab's client is a balancer that speaks PROXY itself
+ANYONE = {"v4": "0.0.0.0/0", "v6": "::/0"}
 
 HAPROXY_CONF = f"""
 defaults
@@ -135,6 +139,7 @@ def site(_host_problems: list[str]) -> Iterator[Site]:
                 dport=dport,
                 client_ip=how,
                 client_ip_udp=udp,
+                client_ip_trust=[ANYONE[family]] if vport in TRUSTED else [],
                 laddrs=[topology.laddrs.of(family)],
             )
         ]
@@ -163,6 +168,31 @@ def test_a_server_knows_the_client(site: Site, family: Family, vport: int) -> No
         src, sport, dst, dport = body.decode().split()
         assert (ip_address(src), int(sport)) == (ip_address(mine[0]), mine[1])
         assert (ip_address(dst), int(dport)) == (ip_address(asked[0]), asked[1])
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("vport", TRUSTED)
+def test_a_balancer_before_us(site: Site, family: Family, vport: int, version: int) -> None:
+    """The server reads one header, of either version: that of the first."""
+    src, dst = ("203.0.113.5", "203.0.113.6") if family == "v4" else ("2001:db8::5", "2001:db8::6")
+    header = f"PROXY TCP{family[1]} {src} {dst} 4321 443\r\n".encode()
+    if version == 2:
+        body = ip_address(src).packed + ip_address(dst).packed + struct.pack("!HH", 4321, 443)
+        kind = 0x11 if family == "v4" else 0x21
+        header = SIGNATURE + struct.pack("!BBH", 0x21, kind, len(body)) + body
+    with site.connect(family, vport) as sock:
+        sock.sendall(header + b"GET / HTTP/1.0\r\n\r\n")
+        _, _, answer = read_all(sock).partition(b"\r\n\r\n")
+    assert answer.decode().split() == [src, "4321", dst, "443"]
+
+
+def test_a_header_of_anyone_else(site: Site, family: Family) -> None:
+    """Ours comes first, so what a client says of itself is no HTTP."""
+    with site.connect(family, 8001) as sock:
+        sock.sendall(b"PROXY TCP4 203.0.113.5 203.0.113.6 1 2\r\nGET / HTTP/1.0\r\n\r\n")
+        answer = read_all(sock)
+    assert b" 400 " in answer.partition(b"\r\n")[0]
+    assert b"203.0.113.5" not in answer
 
 
 @pytest.mark.parametrize("vport", [8005, 8006])

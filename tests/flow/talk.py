@@ -99,7 +99,8 @@ class Talk:
             client_mac=ROUTER_MAC,
             server_mac=WAN_MAC,
         )
-        seq, ack = (0, -self.s) if "S" in flags else (seq, ack)
+        if "S" in flags:
+            seq, ack = 0, 1 if "A" in flags else -self.s
         made = flow.segment(flags, payload, seq=self.c + seq, ack=self.s + ack, **fields or {})
         self.counts[0] += 1
         self.counts[1] += len(made) - 14

@@ -257,6 +257,18 @@ def test_data_in_a_syn_waits_for_the_handshake(net: Net, how: str) -> None:
 
 
 @HOWS
+def test_both_sides_open_at_once(net: Net, how: str) -> None:
+    """Each answers the other's SYN (RFC 9293, figure 7); neither has to send a bare ACK."""
+    t = talk(net, how)
+    t.up("S", options=MSS)
+    t.down("S", options=MSS)
+    assert numbers(t.up("SA", options=MSS), t) == (0, 1)
+    assert numbers(t.down("SA", options=MSS), t) == (0, 1)
+    data = t.up("PA", b"GET /")
+    assert (data.payload, numbers(data, t)) == (proxy(net, how) + b"GET /", (1, 1))
+
+
+@HOWS
 def test_sack_of_what_the_client_sent(net: Net, how: str) -> None:
     t = talk(net, how).open()
     n = len(proxy(net, how))
@@ -318,6 +330,43 @@ def test_a_new_connection_on_the_same_ports(net: Net, how: str) -> None:
 
 
 @HOWS
+def test_a_new_connection_on_the_same_ports_is_refused(net: Net, how: str) -> None:
+    """A dest that has forgotten the old one acknowledges the SYN, which no header was put into."""
+    t = talk(net, how).open()
+    n = len(proxy(net, how))
+    t.up("A")
+    t.down("A", ack=1 + n)
+    t.c = 900_000
+    t.up("S")
+    assert numbers(t.down("RA", ack=1), t)[1] == 1
+
+
+@HOWS
+@pytest.mark.parametrize("window", [65535, 8192, 107, 20, 0])
+def test_room_for_the_header_is_not_the_clients(net: Net, how: str, window: int) -> None:
+    t = talk(net, how)
+    t.up("S", options=MSS)
+    answer = t.down("SA", options=MSS, window=window)
+    assert tcp_of(answer).window == max(window - len(proxy(net, how)), 0)
+    # From then on the dest itself counts it.
+    t.up("A")
+    assert tcp_of(t.down("A", ack=1 + len(proxy(net, how)), window=window)).window == window
+
+
+@HOWS
+def test_a_dest_with_syn_cookies_answers_twice(net: Net, how: str) -> None:
+    """Its second SYN-ACK has another number; what we send alone acknowledges that."""
+    t = talk(net, how).open()
+    t.s += 0x01000000
+    t.down("SA", options=MSS)
+    t.up("A")
+    t.up("PA", b"GET /")
+    _, sent = t.rig.receive("lan", t.answer("A"))
+    alone = check(sent[1].frame)
+    assert (alone.payload, numbers(alone, t)) == (proxy(net, how), (1, 1))
+
+
+@HOWS
 def test_a_late_syn_ack_says_nothing_new(net: Net, how: str) -> None:
     t = talk(net, how).open()
     n = len(proxy(net, how))
@@ -370,6 +419,26 @@ def test_a_reload_is_for_new_conns(net: Net) -> None:
     other.rig.reload(balanced(net, client_ip="proxy-v1"))
     other.open()
     assert other.up("A").payload == proxy(net, "proxy-v1")
+
+
+@HOWS
+def test_a_trusted_balancer_tells_it_itself(net: Net, how: str) -> None:
+    """Its header is the only one, and its connection pays for none."""
+    others, own = ("192.0.2.0/24", net.remote) if net.af == 4 else ("2001:db8:7::/48", net.remote)
+    keys: dict[str, Any] = {"client_ip": how, "client_ip_trust": [others, own]}
+    t = Talk(Rig(balanced(net, **keys)), net).open()
+    assert not t.special
+    assert t.up("A").payload == b""
+    theirs = t.up("PA", b"PROXY TCP4 203.0.113.5 203.0.113.6 1 2\r\nGET /")
+    assert theirs.payload.startswith(b"PROXY TCP4 203.0.113.5")
+    assert t.rig.counters() == t.counted()
+    # Nobody else's is taken: ours comes first.
+    t = Talk(Rig(balanced(net, **keys | {"client_ip_trust": [others]})), net).open()
+    assert t.up("PA", b"PROXY TCP4").payload == proxy(net, how) + b"PROXY TCP4"
+    # For new connections, as all of it.
+    t.rig.reload(balanced(net, **keys))
+    assert t.up("PA", b"PROXY TCP4", ack=2).payload == b"PROXY TCP4"
+    assert numbers(t.up("A", seq=11), t)[0] == 11 + len(proxy(net, how))
 
 
 def test_without_it_a_conn_pays_nothing(net: Net) -> None:

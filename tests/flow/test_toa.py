@@ -72,6 +72,82 @@ def test_what_a_client_forges_is_taken_out(net: Net) -> None:
     assert tcp_of(other.up("A", options=filled)).options == toa(net)
 
 
+FAST_OPEN = b"\x22\x0a" + bytes(8) + b"\1\1"
+
+
+@pytest.mark.parametrize("options", [MSS, MSS + FAST_OPEN, FAST_OPEN + STAMPS])
+def test_no_fast_open(net: Net, options: bytes) -> None:
+    """A kernel that takes data from a SYN opens the connection there, and never looks again."""
+    t = talk(net, "toa")
+    syn = t.up("S", b"early", options=options)
+    assert syn.payload == b""
+    assert tcp_of(syn).options == options.replace(FAST_OPEN, b"\1" * len(FAST_OPEN))
+    t.down("SA", options=MSS)
+    data = t.up("PA", b"early", options=FORGED)
+    assert (tcp_of(data).options, data.payload) == (toa(net) + b"\1" * 8, b"early")
+
+
+@pytest.mark.parametrize("ack", [0, 2, 77, 0x80000001])
+def test_a_wrong_acknowledgement_buys_no_lie(net: Net, ack: int) -> None:
+    """What a client claims to have heard is no sign that its dest has opened the connection."""
+    t = talk(net, "toa").open()
+    wrong = t.up("A", ack=ack, options=FORGED)
+    assert tcp_of(wrong).options == toa(net) + b"\1" * 8
+    # Nor is a challenge (RFC 5961), which a kernel sends before it opens one.
+    t.down("A")
+    wrong = t.up("A", ack=ack, options=FORGED)
+    assert tcp_of(wrong).options == toa(net) + b"\1" * 8
+    assert tcp_of(t.up("A", options=FORGED)).options == toa(net) + b"\1" * 8
+    t.down("FA")
+    assert tcp_of(t.up("A", ack=2)).options == b""
+    assert not t.special
+
+
+def test_what_comes_without_an_acknowledgement_tells_nothing(net: Net) -> None:
+    t = talk(net, "toa").open()
+    assert tcp_of(t.up("F", options=FORGED)).options == b"\1" * 8
+    assert tcp_of(t.up("A")).options == toa(net)
+
+
+def test_a_dest_with_syn_cookies_answers_twice(net: Net) -> None:
+    """Its second SYN-ACK has another number; it is that which the client acknowledges."""
+    t = talk(net, "toa").open()
+    t.s += 0x01000000
+    t.down("SA", options=MSS)
+    assert tcp_of(t.up("A")).options == toa(net)
+    assert t.special
+
+
+def test_a_trusted_balancer_tells_it_itself(net: Net) -> None:
+    theirs = b"\xfe\x08\x00\x07\xcb\x00\x71\x05"
+    t = Talk(Rig(balanced(net, client_ip="toa", client_ip_trust=[net.remote])), net).open()
+    assert not t.special
+    assert tcp_of(t.up("A", options=theirs)).options == theirs
+    assert t.down("FA").payload == b""
+    t.c, t.s = 900_000, 7_000_000
+    t.up("S")
+    t.down("SA")
+    assert tcp_of(t.up("A", options=theirs)).options == theirs
+    assert t.rig.counters() == t.counted()
+
+
+@pytest.mark.parametrize("close", ["dest", "client"])
+def test_a_new_connection_on_the_same_ports(net: Net, close: str) -> None:
+    """Its dest has forgotten what we take for half-closed: the new one is told anew."""
+    t = talk(net, "toa").open()
+    t.up("PA", b"x")
+    t.down("A", ack=2)
+    assert not t.special
+    if close == "dest":
+        t.down("FA", ack=2)
+    else:
+        t.up("FA", seq=2)
+    t.c, t.s = 900_000, 7_000_000
+    assert tcp_of(t.up("S", options=MSS + FORGED)).options == MSS + b"\1" * 8
+    t.down("SA", options=MSS)
+    assert tcp_of(t.up("A", options=FORGED)).options == toa(net) + b"\1" * 8
+
+
 def gso(net: Net, size: int) -> dict[str, Any]:
     kind = GSO_TCPV4 if net.af == 4 else GSO_TCPV6
     return {"needs_csum": True, "gso_type": kind, "gso_size": size}

@@ -13,6 +13,7 @@ from tunlb.conf.timeouts import Overrides
 from tunlb.conf.values import (
     AddressRange,
     IPAddress,
+    IPNetwork,
     PortRange,
     PrefixLength,
     SchedulerName,
@@ -78,6 +79,7 @@ class ServiceLine(Keys, kw_only=True, frozen=True, tag_field="kind", tag="servic
     synproxy_timestamps: bool = True
     client_ip: ClientIp = "none"
     client_ip_udp: Literal["first", "every"] = "first"
+    client_ip_trust: tuple[IPNetwork, ...] = ()
     fallback: bool = False
     tunnel: TunnelKeys = TunnelKeys()
     mss_clamp: MssClamp = False
@@ -141,6 +143,7 @@ class Service(msgspec.Struct, kw_only=True, frozen=True):
     synproxy_timestamps: bool
     client_ip: ClientIp
     client_ip_udp: Literal["first", "every"]
+    client_ip_trust: tuple[IPNetwork, ...]
     fallback: bool
     tunnel: TunnelKeys
     mss_clamp: MssClamp

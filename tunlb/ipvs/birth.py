@@ -236,8 +236,10 @@ class Birth:
         if self.transmit.admit(pkt, row, _INBOUND, now) != 0:
             self.life.end(row)
             return _DROP
-        if service.client_ip != 0 and not resumed:
-            client_address.arm(self.life.conns, row, service.client_ip)
+        if service.telling.what != 0 and not resumed:
+            told: cython.int = service.telling.of(pkt.saddr_hi, pkt.saddr)
+            if told != 0:
+                client_address.arm(self.life.conns, row, told)
         dest.v[_DEST_CONNS] += 1
         self.counters.add(_CONN_RESUMED if resumed else _CONN_NEW, 1)
         if cookie >= 0 and policy is not None:

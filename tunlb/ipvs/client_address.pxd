@@ -6,6 +6,10 @@ from tunlb.outbox cimport Sender
 from tunlb.packet cimport Bytes, Packet
 
 cpdef void arm(ConnTable conns, long long row, int what)
+@cython.locals(x="unsigned int*")
+cpdef void again(ConnTable conns, long long row, int what)
+cdef void _listen(Packet pkt, ConnTable conns, long long row) noexcept
+cdef bint _refuses(Packet pkt, ConnTable conns, long long row) noexcept
 cdef bytes _header(ConnTable conns, long long row, unsigned int state)
 
 @cython.final
@@ -19,6 +23,7 @@ cdef class ClientAddress:
     cpdef int outbound(self, Packet pkt, ConnTable conns, long long row, Dest dest, long long now) except -1
     @cython.locals(x="unsigned int*")
     cdef _answered(self, Packet pkt, ConnTable conns, long long row, unsigned int state)
+    cdef _carry(self, Packet pkt, ConnTable conns, long long row, unsigned int state)
     @cython.locals(p=Bytes)
     cdef _put_option(self, Packet pkt, ConnTable conns, long long row)
     @cython.locals(p=Bytes, x="unsigned int*")
@@ -38,9 +43,10 @@ cdef void _told(ConnTable conns, long long row) noexcept
 cdef void _put_seq(Packet pkt, unsigned int number) noexcept
 cdef void _put_flags(Packet pkt, int header, int flags) noexcept
 cdef void _move_urgent(Packet pkt, int n) noexcept
-cdef void _blank(Packet pkt) noexcept
+cdef void _blank(Packet pkt, int kind) noexcept
 @cython.locals(p=Bytes)
 cdef void _blank_one(Packet pkt, int at) noexcept
 cdef _cut_payload(Packet pkt)
 @cython.locals(p=Bytes)
 cdef void _lower_mss(Packet pkt, int n) noexcept
+cdef void _lower_window(Packet pkt, int n) noexcept

@@ -1,7 +1,8 @@
 """How a dest learns the client's address, where it sees one of ours as its peer (`client_ip`).
 
 - TOA (DPVS: tcp_in_add_toa): a TCP option in every segment until the dest has answered one, so that
-  the segment with which its kernel opens the connection has it, whichever that is.
+  the segment with which its kernel opens the connection has it, whichever that is. That it is open
+  only the dest can show: a client could claim it too early, and then tell a lie of its own.
 - PROXY (HAProxy's protocol): a header before the client's first byte. It travels in the client's
   own segment with that sequence number: the ACK of the handshake, as a rule. So a server that waits
   for the header before it speaks (SMTP, MySQL) has it at once, and what makes a client repeat a
@@ -17,7 +18,7 @@ from __future__ import annotations
 import cython
 
 from tunlb.counters import Counters, DropReason, Event
-from tunlb.ipvs.conn import B_AF, D_PORTS, H_FLAGS, H_MTU, SEQUENCE, ConnTable
+from tunlb.ipvs.conn import B_AF, D_PORTS, H_FLAGS, H_MTU, SEQUENCE, SYNPROXY, ConnTable
 from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.sequence import (
     ACKED,
@@ -28,14 +29,17 @@ from tunlb.ipvs.sequence import (
     PROXY_V2,
     READY,
     SENT,
+    SPOKEN,
     TOA,
     X_FIRST_ACK,
     X_SENT_AT,
     X_SHIFT,
     X_STATE,
+    X_STEP,
     X_STEP_AT,
     X_SYN,
 )
+from tunlb.ipvs.synsegments import X_CLOCK
 from tunlb.outbox import Sender
 from tunlb.packet import IPPROTO_TCP, Packet
 from tunlb.wire.icmp import ERR_TOO_BIG
@@ -49,6 +53,7 @@ else:
 
 RESEND_MS = 200  #: a client that repeats its first segment after this long has not been heard
 TOA_KIND = 254
+FAST_OPEN_KIND = 34  #: RFC 7413
 
 _TCP = cython.declare(cython.int, IPPROTO_TCP)
 _TOA = cython.declare(cython.uint, TOA)
@@ -61,9 +66,12 @@ _SENT = cython.declare(cython.uint, SENT)
 _ACKED = cython.declare(cython.uint, ACKED)
 _AHEAD = cython.declare(cython.uint, AHEAD)
 _KEEP = cython.declare(cython.uint, KEEP)
+_SPOKEN = cython.declare(cython.uint, SPOKEN)
 _SEQUENCE = cython.declare(cython.int, SEQUENCE)
+_SYNPROXY = cython.declare(cython.int, SYNPROXY)
 _RESEND_MS = cython.declare(cython.longlong, RESEND_MS)
 _TOA_KIND = cython.declare(cython.int, TOA_KIND)
+_FAST_OPEN_KIND = cython.declare(cython.int, FAST_OPEN_KIND)
 _ERR_MTU = cython.declare(cython.int, ERR_TOO_BIG)
 _NO_ROOM = cython.declare(cython.int, DropReason.PROXY_NO_ROOM)
 _TOA_SENT = cython.declare(cython.int, Event.TOA_SENT)
@@ -80,10 +88,12 @@ _H_MTU = cython.declare(cython.longlong, H_MTU)
 _D_PORTS = cython.declare(cython.longlong, D_PORTS)
 _X_STATE = cython.declare(cython.longlong, X_STATE)
 _X_SHIFT = cython.declare(cython.longlong, X_SHIFT)
+_X_STEP = cython.declare(cython.longlong, X_STEP)
 _X_STEP_AT = cython.declare(cython.longlong, X_STEP_AT)
 _X_SYN = cython.declare(cython.longlong, X_SYN)
 _X_FIRST_ACK = cython.declare(cython.longlong, X_FIRST_ACK)
 _X_SENT_AT = cython.declare(cython.longlong, X_SENT_AT)
+_X_CLOCK = cython.declare(cython.longlong, X_CLOCK)
 
 
 def how(client_ip: str, udp: str) -> int:
@@ -130,19 +140,14 @@ class ClientAddress:
             return 0
         if pkt.tcp_flags & 0x02:
             x[at + _X_SYN] = pkt.be32(pkt.l4 + 4)
+            _cut_payload(pkt)
             if state & _TOA:
-                _blank(pkt)
-            else:
-                _cut_payload(pkt)
+                _blank(pkt, _TOA_KIND)
+                # With its cookie a kernel opens the connection now, and looks for no option later.
+                _blank(pkt, _FAST_OPEN_KIND)
             return 0
         if state & _TOA:
-            sequence.inbound(pkt, conns, row)
-            # In the client's own count, as X_FIRST_ACK is.
-            if state & _READY and pkt.tcp_flags & 0x14 == 0x10:
-                if (pkt.be32(pkt.l4 + 8) + x[at + _X_SHIFT]) & _MASK32 == x[at + _X_FIRST_ACK]:
-                    self._put_option(pkt, conns, row)
-                else:
-                    _told(conns, row)
+            self._carry(pkt, conns, row, state)
             return 0
         if (
             state & _READY
@@ -166,11 +171,12 @@ class ClientAddress:
         if state & _TOLD and pkt.tcp_flags & 0x10:
             if pkt.tcp_flags & 0x02:
                 self._answered(pkt, conns, row, state)
+            elif pkt.tcp_flags & 0x04:
+                if state & _PROXY and _refuses(pkt, conns, row):
+                    return 0
             elif state & _TOA:
-                beyond: cython.longlong = pkt.be32(pkt.l4 + 8)
-                beyond = (beyond - x[at + _X_STEP_AT]) & _MASK32
-                if state & _READY and 0 < beyond < _HALF:
-                    _told(conns, row)
+                if state & _READY:
+                    _listen(pkt, conns, row)
             elif state & (_SENT | _ACKED) == _SENT:
                 if sequence.acknowledged(conns, row, pkt.be32(pkt.l4 + 8)):
                     x[at + _X_STATE] |= _ACKED
@@ -185,25 +191,51 @@ class ClientAddress:
         self, pkt: Packet, conns: ConnTable, row: cython.longlong, state: cython.uint
     ) -> None:
         """The dest's SYN-ACK tells both initial numbers. One that answers another SYN than the last
-        one did opens a new connection on the same ports, which is told anew.
+        one did opens a new connection on the same ports, which is told anew. One that answers the
+        same SYN has another number of its own where the dest uses SYN cookies.
         """
         x = conns.x
         at: cython.longlong = row * 16
         ack: cython.longlong = pkt.be32(pkt.l4 + 8)
         syn: cython.longlong = x[at + _X_SYN]
-        if ack == (syn + 1) & _MASK32 and not (state & _READY and ack == x[at + _X_STEP_AT]):
+        if ack == (syn + 1) & _MASK32:
             first: cython.longlong = pkt.be32(pkt.l4 + 4)
-            sequence.ready(conns, row, ack, (first + 1 + x[at + _X_SHIFT]) & _MASK32)
+            first = (first + 1 + x[at + _X_SHIFT]) & _MASK32
+            if state & _READY and ack == x[at + _X_STEP_AT]:
+                x[at + _X_FIRST_ACK] = first
+            else:
+                sequence.ready(conns, row, ack, first)
         if state & _TOA:
             _lower_mss(pkt, 8 if conns.b[row * 128 + _B_AF] == 4 else 20)
+        else:
+            _lower_window(pkt, x[at + _X_STEP])
 
     # -- TOA
+
+    def _carry(
+        self, pkt: Packet, conns: ConnTable, row: cython.longlong, state: cython.uint
+    ) -> None:
+        """A segment that is no SYN, of a client whose dest may not have opened the connection."""
+        at: cython.longlong = row * 16
+        sequence.inbound(pkt, conns, row)
+        if pkt.tcp_flags & 0x04:
+            return
+        if not state & _READY or not pkt.tcp_flags & 0x10:
+            _blank(pkt, _TOA_KIND)
+            return
+        # In the client's own count, as X_FIRST_ACK is.
+        ack: cython.longlong = pkt.be32(pkt.l4 + 8)
+        ack = (ack + conns.x[at + _X_SHIFT]) & _MASK32
+        if state & _SPOKEN and ack != conns.x[at + _X_FIRST_ACK]:
+            _told(conns, row)
+        else:
+            self._put_option(pkt, conns, row)
 
     def _put_option(self, pkt: Packet, conns: ConnTable, row: cython.longlong) -> None:
         """TOA right behind the fixed header. A client's own is taken out, and where options leave
         no room all but timestamps are: a client cannot hide or lie by filling them.
         """
-        _blank(pkt)
+        _blank(pkt, _TOA_KIND)
         p = pkt.p
         begin: cython.int = pkt.l4 + 20
         length: cython.int = (p[pkt.l4 + 12] >> 4) * 4 - 20
@@ -326,9 +358,16 @@ class ClientAddress:
         options: cython.int = 12 if stamps != 0 else 0
         tcp.build(out, conns.x[row * 16 + _X_STEP_AT], ack, 0x18, window, options, len(header))
         if stamps != 0:
+            value: cython.longlong = pkt.be32(stamps + 2)
+            heard: cython.longlong = pkt.be32(stamps + 6)
+            if echo:
+                # The dest's own, as the SYN proxy has just made the client's of it.
+                if conns.h[row * 64 + _H_FLAGS] & _SYNPROXY:
+                    value += conns.x[row * 16 + _X_CLOCK]
+                value, heard = heard, value
             out.put32(out.l4 + 20, 0x0101080A)
-            out.put32(out.l4 + 24, pkt.be32(stamps + (6 if echo else 2)))
-            out.put32(out.l4 + 28, pkt.be32(stamps + (2 if echo else 6)))
+            out.put32(out.l4 + 24, value & _MASK32)
+            out.put32(out.l4 + 28, heard & _MASK32)
         out.mem[out.l4 + 20 + options : out.end] = header
         tcp.seal(out)
         if self.sender.send(out, now):
@@ -418,6 +457,42 @@ def _told(conns: ConnTable, row: cython.longlong) -> None:
         conns.h[row * 64 + _H_FLAGS] &= 0xFFFF ^ _SEQUENCE
 
 
+def again(conns: ConnTable, row: cython.longlong, what: cython.int) -> None:
+    """A SYN on a conn whose dest was told, and may have forgotten the connection that we still
+    have: then the next one is to be told, too. ``what`` is as for :func:`arm`.
+    """
+    x = conns.x
+    at: cython.longlong = row * 16
+    if not what & _TOA:
+        return
+    if not conns.h[row * 64 + _H_FLAGS] & _SEQUENCE:
+        sequence.start(conns, row)
+    if not x[at + _X_STATE] & _TOA:
+        x[at + _X_STATE] = (x[at + _X_STATE] & ~_READY) | _TOA
+
+
+def _listen(pkt: Packet, conns: ConnTable, row: cython.longlong) -> None:
+    """Does what the dest sends, neither SYN nor RST, show that it has opened the connection? Data,
+    FIN, or that it has taken data. An ACK of nothing may be a challenge (RFC 5961).
+    """
+    at: cython.longlong = row * 16
+    beyond: cython.longlong = pkt.be32(pkt.l4 + 8)
+    beyond = (beyond - conns.x[at + _X_STEP_AT]) & _MASK32
+    header: cython.int = (pkt.p[pkt.l4 + 12] >> 4) * 4
+    if 0 < beyond < _HALF:
+        _told(conns, row)
+    elif pkt.tcp_flags & 0x01 or pkt.end - pkt.l4 > header:
+        conns.x[at + _X_STATE] |= _SPOKEN
+
+
+def _refuses(pkt: Packet, conns: ConnTable, row: cython.longlong) -> cython.bint:
+    """Does a RST answer a SYN on the ports of an older connection, and is counted like that SYN?"""
+    at: cython.longlong = row * 16
+    ack: cython.longlong = pkt.be32(pkt.l4 + 8)
+    syn: cython.longlong = conns.x[at + _X_SYN]
+    return ack == (syn + 1) & _MASK32 and ack != conns.x[at + _X_STEP_AT]
+
+
 def _put_seq(pkt: Packet, number: cython.uint) -> None:
     checksum.fix_l4(pkt, pkt.l4 + 16, 0, sequence.exchange32(pkt, pkt.l4 + 4, number))
 
@@ -439,12 +514,12 @@ def _move_urgent(pkt: Packet, n: cython.int) -> None:
     checksum.fix_l4(pkt, pkt.l4 + 16, 0, checksum.delta(old, new))
 
 
-def _blank(pkt: Packet) -> None:
-    """NOPs over every option that is TOA's: nobody but us says who the client is."""
-    at: cython.int = sequence.find_option(pkt, _TOA_KIND)
+def _blank(pkt: Packet, kind: cython.int) -> None:
+    """NOPs over every option of this kind. TOA's: nobody but us says who the client is."""
+    at: cython.int = sequence.find_option(pkt, kind)
     while at != 0:
         _blank_one(pkt, at)
-        at = sequence.find_option(pkt, _TOA_KIND)
+        at = sequence.find_option(pkt, kind)
 
 
 def _blank_one(pkt: Packet, at: cython.int) -> None:
@@ -460,7 +535,9 @@ def _blank_one(pkt: Packet, at: cython.int) -> None:
 
 
 def _cut_payload(pkt: Packet) -> None:
-    """Data of a SYN (RFC 7413) would come before the header. Not acknowledged, it comes again."""
+    """Data of a SYN (RFC 7413) would come before the header, or open a connection without TOA. Not
+    acknowledged, it comes again.
+    """
     begin: cython.int = pkt.l4 + (pkt.p[pkt.l4 + 12] >> 4) * 4
     if pkt.end > begin:
         splice.replace(pkt, begin, pkt.end - begin, b"")
@@ -481,3 +558,13 @@ def _lower_mss(pkt: Packet, n: cython.int) -> None:
     before: cython.uint = checksum.sum16(pkt, begin, size)
     pkt.put16(at + 2, mss)
     checksum.fix_l4(pkt, pkt.l4 + 16, 0, checksum.delta(before, checksum.sum16(pkt, begin, size)))
+
+
+def _lower_window(pkt: Packet, n: cython.int) -> None:
+    """Of the room that the dest's SYN-ACK tells of, which is never scaled, the header takes so much
+    before the client's first byte.
+    """
+    old: cython.int = pkt.be16(pkt.l4 + 14)
+    new: cython.int = old - n if old > n else 0
+    pkt.put16(pkt.l4 + 14, new)
+    checksum.fix_l4(pkt, pkt.l4 + 16, 0, checksum.delta(old, new))

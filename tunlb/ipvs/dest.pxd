@@ -1,6 +1,7 @@
 cimport cython
 from tunlb.ipvs.far cimport FarEnd
 from tunlb.ipvs.tally cimport Others, Tally
+from tunlb.ipvs.telling cimport Telling
 from tunlb.ipvs.timeouts cimport Timeouts
 
 cdef class Dest:
@@ -19,6 +20,7 @@ cdef class Dest:
     cdef public Tally half_opens
     cdef public long long drain_until
     cdef public int mss_clamp
+    cdef public Telling telling
     cdef public FarEnd far
     cdef readonly Others others
     cdef readonly object stats

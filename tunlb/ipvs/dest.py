@@ -8,6 +8,7 @@ import cython
 
 from tunlb.ipvs.far import FarEnd
 from tunlb.ipvs.tally import Others, Tally
+from tunlb.ipvs.telling import NOTHING
 from tunlb.ipvs.timeouts import NO_TIMEOUTS
 
 # Forwarding modes, numbered as in IPVS and DPVS.
@@ -107,6 +108,7 @@ class Dest:
         self.timeouts = NO_TIMEOUTS
         self.service_name = ""
         self.mss_clamp = 0  #: see ipvs/mss.py; 0: SYNs pass as they are
+        self.telling = NOTHING  # the service's
         self.far: FarEnd | None = None
         # What is found of it while a former worker's table is adopted, see Life.adopt.
         self.counted_active = 0

@@ -54,6 +54,7 @@ SENT = 32  #: the step has left
 ACKED = 64  #: the dest has acknowledged it
 AHEAD = 128  #: data left without the step, which went in a segment of its own
 KEEP = 256  #: SEQUENCE stays when the client's address has been told
+SPOKEN = 512  #: TOA: the dest has sent what only an open connection has to send
 
 _X_STATE = cython.declare(cython.longlong, X_STATE)
 _X_SHIFT = cython.declare(cython.longlong, X_SHIFT)
@@ -67,6 +68,7 @@ _SENT = cython.declare(cython.uint, SENT)
 _ACKED = cython.declare(cython.uint, ACKED)
 _AHEAD = cython.declare(cython.uint, AHEAD)
 _KEEP = cython.declare(cython.uint, KEEP)
+_SPOKEN = cython.declare(cython.uint, SPOKEN)
 _HALF = cython.declare(cython.longlong, 0x8000_0000)
 _MASK32 = cython.declare(cython.longlong, 0xFFFFFFFF)
 _PLAIN_STAMPS = cython.declare(cython.uint, 0x0101080A)
@@ -96,7 +98,7 @@ def ready(
     """
     x = conns.x
     at: cython.longlong = row * 16
-    x[at + _X_STATE] &= ~(_SENT | _ACKED | _AHEAD)
+    x[at + _X_STATE] &= ~(_SENT | _ACKED | _AHEAD | _SPOKEN)
     x[at + _X_STEP_AT] = first
     x[at + _X_FIRST_ACK] = first_ack
     x[at + _X_STATE] |= _READY

@@ -4,12 +4,14 @@ from tunlb.ipvs.match cimport Match
 from tunlb.ipvs.scheduler cimport Scheduler
 from tunlb.ipvs.synpolicy cimport SynPolicy
 from tunlb.ipvs.tally cimport Tally
+from tunlb.ipvs.telling cimport Telling
 from tunlb.ipvs.timeouts cimport Timeouts
 
 @cython.final
 cdef class Service:
     cdef public str name
-    cdef public int af, proto, first_port, last_port, client_ip
+    cdef public int af, proto, first_port, last_port
+    cdef public Telling telling
     cdef public tuple vaddr
     cdef public Scheduler scheduler
     cdef public Timeouts timeouts

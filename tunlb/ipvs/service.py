@@ -13,6 +13,7 @@ from tunlb.ipvs.match import Match
 from tunlb.ipvs.scheduler import Scheduler
 from tunlb.ipvs.synpolicy import SynPolicy
 from tunlb.ipvs.tally import Tally
+from tunlb.ipvs.telling import NOTHING
 from tunlb.ipvs.timeouts import Timeouts
 
 
@@ -54,7 +55,7 @@ class Service:
         self._laddrs_v4 = v4
         self._laddrs_v6 = tuple(laddr for laddr in laddrs if laddr not in v4)
         self.drain_ms = drain_ms
-        self.client_ip = 0  # how dests learn the client's address, see client_address.how
+        self.telling = NOTHING  # how dests learn the client's address
         self.fallback = False  # the scheduler also answers for packets of conns that we do not know
         self.match = match
         self.bypass: Dest | None = None
@@ -94,6 +95,7 @@ class Service:
                 dest.carried = self.carried
             dest.service_name = self.name
             dest.mss_clamp = self.mss_clamp
+            dest.telling = self.telling
             dest.count_in(None if self.synproxy is None else self.half_open)
         self.bypass = bypass
         self.dests = dests

@@ -3,7 +3,7 @@ cimport cython
 @cython.final
 cdef class SynPolicy:
     cdef public long long above, until
-    cdef public int mss, less, wscale
+    cdef public int mss, most, less, wscale
     cdef public bint sack, stamps, on
 
     cpdef bint engaged(self, long long half_open) noexcept

@@ -15,8 +15,9 @@ class SynPolicy:
     """A service's SYN proxy, one per worker.
 
     ``above`` 0: always; else while more conns than that are half-open, and until no more than half
-    as many are. ``mss`` 0: what the port takes; ``less`` bytes of it are for an option of ours.
-    ``wscale`` NO_WSCALE: not offered.
+    as many are. ``mss`` 0: what the port takes, and in each case at most ``most``; ``less`` bytes
+    of it are for an option of ours, or for the longer header of IPv6 dests. ``wscale`` NO_WSCALE:
+    not offered.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class SynPolicy:
         self.wscale = wscale
         self.sack = sack
         self.stamps = stamps
+        self.most = 65535
         self.less = 0
         self.on = False
         self.until = -1

@@ -45,6 +45,8 @@ cdef class SynProxy(Proxying):
     @cython.locals(conns=ConnTable, x="unsigned int*")
     cdef _open(self, Packet pkt, long long row, Dest dest, long long now)
     cdef _release(self, Packet pkt, long long row, Dest dest, long long now)
+    @cython.locals(x="unsigned int*")
+    cdef bint _opens(self, Packet pkt, long long row, int direction, int facts) noexcept
     cdef void _adjust(self, Packet pkt, long long row, int direction, int facts) noexcept
 
 cdef unsigned int _exchange(Packet pkt, int offset, unsigned int value) noexcept

@@ -48,6 +48,7 @@ from tunlb.ipvs.protocol import Protocol
 from tunlb.ipvs.proxying import Proxying
 from tunlb.ipvs.synpolicy import SynPolicy
 from tunlb.ipvs.synsegments import (
+    ANEW,
     DEST_SHIFT,
     MSS_SHIFT,
     OFFERED_SHIFT,
@@ -110,8 +111,10 @@ _WAITING = cython.declare(cython.int, WAITING)
 _RETRIES_SHIFT = cython.declare(cython.int, RETRIES_SHIFT)
 _DEST_SHIFT = cython.declare(cython.int, DEST_SHIFT)
 _UNSCALED = cython.declare(cython.int, UNSCALED)
+_ANEW = cython.declare(cython.int, ANEW)
 _OUT_OF_PLACE = cython.declare(cython.int, DropReason.SYNPROXY_WAITING)
 _HELD_FULL = cython.declare(cython.int, DropReason.SYNPROXY_HELD_FULL)
+_FRAGMENT = cython.declare(cython.int, DropReason.FRAGMENT)
 _SYNACKS = cython.declare(cython.int, Event.SYNPROXY_SYNACKS)
 _BEGUN = cython.declare(cython.int, Event.SYNPROXY_CONNS)
 _OPENED = cython.declare(cython.int, Event.SYNPROXY_OPENED)
@@ -227,7 +230,9 @@ class SynProxy(Proxying):
         self.counters.add(_REFUSED, 1)
 
     def _hold(self, pkt: Packet, row: cython.longlong) -> None:
-        if self.held.put(row, pkt):
+        if pkt.fragment != 0:  # as a conn whose numbers differ takes none
+            self.counters.drop(_FRAGMENT)
+        elif self.held.put(row, pkt):
             self.counters.add(_HELD, 1)
         else:
             self.counters.drop(_HELD_FULL)
@@ -388,6 +393,8 @@ class SynProxy(Proxying):
         self, pkt: Packet, row: cython.longlong, direction: cython.int, facts: cython.int
     ) -> None:
         """Timestamps and window as the other side counts them."""
+        if pkt.tcp_flags & _SYN and self._opens(pkt, row, direction, facts):
+            return
         change: cython.uint = 0
         ahead: cython.longlong = self.conns.x[row * 16 + _CLOCK]
         if ahead != 0 and pkt.tcp_flags & _ACK:
@@ -413,6 +420,30 @@ class SynProxy(Proxying):
                 change = checksum.fold(change + checksum.delta(old, window))
         if change != 0:
             checksum.fix_l4(pkt, pkt.l4 + 16, 0, change)
+
+    def _opens(
+        self, pkt: Packet, row: cython.longlong, direction: cython.int, facts: cython.int
+    ) -> cython.bint:
+        """A SYN on a conn that is not closed for us, but perhaps for both sides, goes to the dest.
+        Does ``pkt`` answer such a one? Then that handshake is their own, and all that ours left to
+        adjust is over.
+        """
+        x = self.conns.x
+        at: cython.longlong = row * 16
+        seq: cython.longlong = pkt.be32(pkt.l4 + 4)
+        if direction == _INBOUND:
+            if not pkt.tcp_flags & _ACK and seq != x[at + _ISN]:
+                x[at + _ISN] = seq
+                x[at + _FACTS] = facts | _ANEW
+            return False
+        isn: cython.longlong = x[at + _ISN]
+        acked: cython.longlong = pkt.be32(pkt.l4 + 8)
+        if not (facts & _ANEW and pkt.tcp_flags & _ACK and acked == (isn + 1) & _MASK32):
+            return False
+        x[at + _FACTS] = _NO_WSCALE
+        x[at + _CLOCK] = 0
+        sequence.shift(self.conns, row, 0)
+        return True
 
 
 def _exchange(pkt: Packet, offset: cython.int, value: cython.uint) -> cython.uint:

@@ -14,8 +14,10 @@ from tunlb.packet import Packet
 from tunlb.wire.tcp_options import NO_WSCALE, TcpOptions
 
 if cython.compiled:
+    from cython.cimports.tunlb.ipvs import mss as clamp
     from cython.cimports.tunlb.wire import tcp, tcp_options
 else:
+    from tunlb.ipvs import mss as clamp
     from tunlb.wire import tcp, tcp_options
 
 MSS_TABLE = (128, 536, 1220, 1360, 1412, 1440, 1460, 8940)  #: what a cookie can say of an MSS
@@ -23,7 +25,7 @@ MSS_V4 = 1460  #: advertised where the configuration does not say
 MSS_V6 = 1440
 FIRST_FLIGHT = 10  #: segments that a client may send before its dest has answered (RFC 6928)
 
-# Words of the extra, for rows with SYNPROXY; once the dest has answered only the first two.
+# Words of the extra, for rows with SYNPROXY; once the dest has answered only the first three.
 X_FACTS = X_SYNPROXY  #: the bits below
 X_CLOCK = X_SYNPROXY + 1  #: the timestamp that we told the client; then, what the dest's is ahead
 X_ISN = X_SYNPROXY + 2  #: the client's initial sequence number
@@ -41,6 +43,7 @@ WAITING = 0x2000  #: the dest has not answered
 RETRIES_SHIFT = 14  #: 3 bits
 DEST_SHIFT = 17  #: 4 bits: the dest's window scale; 0: its windows count bytes
 UNSCALED = 0x200000  #: the dest does not scale: it takes the client's windows for bytes
+ANEW = 0x400000  #: the client has sent the dest itself a SYN, with X_ISN
 
 _NO_WSCALE = cython.declare(cython.int, NO_WSCALE)
 _MSS_ENTRIES = cython.declare(cython.int, len(MSS_TABLE))
@@ -146,6 +149,8 @@ class SynSegments:
         mss: cython.int = self.mss[(facts >> _MSS_SHIFT) & 7]
         tcp_options.write(pkt, mss, wscale, sack, stamps, x[at + _TSVAL], 0)
         tcp.seal(pkt)
+        if dest.mss_clamp != 0:
+            clamp.clamp(pkt, self.conns, row, dest.mss_clamp)
         self.sender.send(pkt, now)
 
     def client_ack(self, row: cython.longlong, iif: Netif) -> Packet:
@@ -264,7 +269,7 @@ def advertised(pkt: Packet, policy: SynPolicy) -> cython.int:
     mss: cython.int = policy.mss
     if mss == 0:
         mss = _MSS_V4 if pkt.af == 4 else _MSS_V6
-    return min(mss, room) - policy.less
+    return min(mss, room, policy.most) - policy.less
 
 
 def length_of(pkt: Packet) -> cython.int:

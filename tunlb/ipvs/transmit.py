@@ -265,6 +265,8 @@ class Transmit:
         conns.d[row * 32 + _D_LAST_SEEN] = now & _MASK32
         if new != state:
             self.set_state(protocol, row, new, dest, now)
+            if dest.telling.what != 0 and direction == _INBOUND and pkt.tcp_flags & 0x17 == 0x02:
+                client_address.again(conns, row, dest.telling.of(pkt.saddr_hi, pkt.saddr))
         if pkt.proto == _TCP and pkt.tcp_flags & 0x10:
             behind: cython.int = conns.h[row * 64 + _H_NEIGH + 1 - direction]
             if behind != 0:

@@ -1,7 +1,7 @@
 """Bytes put into a TCP or UDP packet, or taken out, with its lengths and checksums kept right.
 
-What follows them moves; the headers stay at L3_OFFSET (see packet.py). A frame of 64 KB is moved in
-some 3 us, a tenth of what writing it costs, and only the first packets of a conn are.
+What follows them moves; the headers stay at L3_OFFSET (see packet.py). Only the first packets of a
+conn are moved, for a header or an option; datagrams with a header each are small.
 """
 
 from __future__ import annotations

@@ -92,6 +92,8 @@ GOOD: dict[str, list[Line]] = {
         service(client_ip="toa"),
         service("b", vport=81, fwdmode="nat", client_ip="proxy-v1"),
         service("c", proto="udp", client_ip="proxy-v2", client_ip_udp="every"),
+        service("d", vport=82, client_ip="toa", client_ip_trust=["10.0.0.9", "192.0.2.0/24"]),
+        service("e", vport=83, client_ip="proxy-v1", client_ip_trust=["0.0.0.0/0"], synproxy=True),
         dest(fwdmode="nat"),
     ],
     "dr for one dest": [LB0, service(), dest(fwdmode="dr"), dest("10.0.0.12")],
@@ -405,6 +407,22 @@ BAD: dict[str, tuple[list[Line], list[tuple[int, str, str]]]] = {
     "a client's address in a TCP option of UDP": (
         [LB0, service(proto="udp", client_ip="toa")],
         [(2, "$.client_ip", '"toa" is not for udp (hint: use "proxy-v2")')],
+    ),
+    "a trusted client of the other family": (
+        [LB0, service(client_ip="proxy-v2", client_ip_trust=["10.0.0.0/8", "::/0"])],
+        [(2, "$.client_ip_trust[1]", "::/0 is IPv6, the service's clients are IPv4")],
+    ),
+    "trust in too many": (
+        [LB0, service(client_ip="toa", client_ip_trust=["10.0.0.0/8"] * 65)],
+        [(2, "$.client_ip_trust", "65 prefixes, more than 64")],
+    ),
+    "trust in what is passed anyway": (
+        [LB0, service(client_ip_trust=["10.0.0.0/8"])],
+        [(2, "$.client_ip_trust", "there is no client_ip that it could do instead")],
+    ),
+    "trust in an option that the SYN proxy has not got": (
+        [LB0, service(client_ip="toa", synproxy=True, client_ip_trust=["10.0.0.0/8"])],
+        [(2, "$.client_ip_trust", "not with toa and the SYN proxy")],
     ),
     "dr maps no ports": (
         [LB0, service(fwdmode="dr", vport=0), dest(dport=81)],

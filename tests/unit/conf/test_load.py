@@ -253,6 +253,8 @@ REFUSED: tuple[tuple[str, str, Any, str], ...] = (
     ("service", "synproxy_wscale", 15, ": 15 is out of range (expected an integer 0-14)"),
     ("service", "client_ip", "toA", ': "toA" is not known (expected "none", "toa", "proxy-v1"'),
     ("service", "client_ip_udp", "all", ': "all" is not known (expected "first" or "every"'),
+    ("service", "client_ip_trust", "10.0.0.1", ': "10.0.0.1" is a string'),
+    ("service", "client_ip_trust", ["10.0.0.1/8"], '[0]: "10.0.0.1/8"'),
     ("service", "drain_s", "1", ': "1" is a string (expected a number 0-2678400)'),
     ("service", "timeouts", {"tcp_x_s": 1}, ".tcp_x_s: unknown key"),
     ("service", "timeouts", {"profile": "dpvs"}, ".profile: unknown key"),
