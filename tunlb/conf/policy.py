@@ -32,11 +32,11 @@ def check(problems: Problems, parsed: Parsed) -> None:
             problems.add(line, path, message, hint=hint)
     answering: dict[tuple[IPAddress, int | None], int] = {}
     for line, dest in parsed.numbered(DestLine):
-        service = services.get(dest.service)
-        for path, message, hint in _of_dest(dest, service):
+        whose = services.get(dest.service)
+        for path, message, hint in _of_dest(dest, whose):
             problems.add(line, path, message, hint=hint)
-        if service is not None and service.ops and _fwdmode(dest, service) == "nat":
-            for path, message, hint in _of_answers(line, dest, service, answering):
+        if whose is not None and whose.ops and _fwdmode(dest, whose) == "nat":
+            for path, message, hint in _of_answers(line, dest, whose, answering):
                 problems.add(line, path, message, hint=hint)
 
 
