@@ -208,7 +208,7 @@ def _way(mode: str) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def _ways(network: Network, mode: str) -> Iterator[None]:
+def _answering(network: Network, mode: str) -> Iterator[None]:
     """What the server has for the turn of a mode in which it answers the client itself."""
     with contextlib.ExitStack() as stack:
         if mode == "dr":
@@ -242,7 +242,7 @@ def _tunlb(
         extra["PYTHONPATH"] = str(uncompiled_tree(network.scratch))
     argv = network.director.argv([sys.executable, "-m", "tunlb", "run", "-c", str(config)])
     with (
-        _ways(network, mode),
+        _answering(network, mode),
         TunlbProcess(argv, config, env=environment(extra)) as process,
     ):
         try:

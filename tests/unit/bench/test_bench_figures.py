@@ -251,10 +251,11 @@ def test_few_rounds(head: Head, begins: str) -> None:
     assert found.startswith(begins)
 
 
+@pytest.mark.parametrize("limit", ["reflector", "reflector-mtu"])
 @pytest.mark.parametrize(("high", "noisy"), [(1.3, False), (1.31, True)])
-def test_a_reflector_that_differs_from_itself(high: float, noisy: bool) -> None:
-    found = said(turns("reflector", 1.0, high, 1.2, 1.2, 1.2))
-    assert [each.startswith("bulk: the reflector's own rounds differ") for each in found] == (
+def test_a_reflector_that_differs_from_itself(limit: str, high: float, noisy: bool) -> None:
+    found = said(turns(limit, 1.0, high, 1.2, 1.2, 1.2))
+    assert [each.startswith(f"bulk: the {limit}'s own rounds differ") for each in found] == (
         [True] if noisy else []
     )
 
