@@ -408,9 +408,9 @@ def _tunnel_frames() -> list[tuple[str, bytes]]:
         found.append(("lb0", f.vnet(f.eth(LB, GATEWAY, payload=packet))))
     for head, inside in ((f.ipv4, "10.0.0.100"), (f.ipv6, "fd00::100")):
         client = "10.0.0.50" if head is f.ipv4 else "fd99::5"
-        large = head(client, inside, f.udp(40000, 80, bytes(range(256)) * 12))
-        found += [("lb0", f.vnet(f.eth(LB, GATEWAY, payload=part))) for part in cut(large, 1480)]
-        found += [("lb0", f.vnet(f.eth(LB, GATEWAY, payload=part))) for part in cut(large, 1200, 9)]
+        whole = head(client, inside, f.udp(40000, 80, bytes(range(256)) * 12))
+        found += [("lb0", f.vnet(f.eth(LB, GATEWAY, payload=part))) for part in cut(whole, 1480)]
+        found += [("lb0", f.vnet(f.eth(LB, GATEWAY, payload=part))) for part in cut(whole, 1200, 9)]
     flow = _tap_flow("10.0.0.50:40000", "10.0.0.100:80")
     loose: dict[str, Any] = {"df": False, "options": b"\x07\x07\x04\0\0\0\0\x01"}
     found.append(("lb0", f.vnet(flow.udp(bytes(1460), ip=loose), needs_csum=True)))

@@ -231,8 +231,8 @@ class Birth:
     def _forward(
         self, pkt: Packet, service: Service, dest: Dest, now: cython.longlong
     ) -> cython.int:
-        """One-packet scheduling; a first fragment is remembered, because no conn will tell the later
-        ones where it went.
+        """One-packet scheduling; where a first fragment went is remembered, because no conn will
+        tell the later ones.
         """
         datagram: Datagram | None = None
         if pkt.fragment != 0 and self.datagrams is not None:
