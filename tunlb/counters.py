@@ -145,7 +145,7 @@ class DropReason(_Sentence):
     TUNNEL_SOURCE = 71, "No address of ours can be the source of a tunnel's outer header."
     SEGMENTS = (
         72,
-        "An offloaded frame that cannot be cut for a tunnel: too many or too odd segments.",
+        "A frame that cannot be cut for a tunnel: too many or too odd segments or fragments.",
     )
     TUNNEL_ERROR = (
         73,

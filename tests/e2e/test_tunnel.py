@@ -21,6 +21,7 @@ from tests.e2e.kit import (
     drops,
     lines_of,
     text_of,
+    with_keys,
 )
 from tunlb.lab import Lab, clients
 from tunlb.lab.host import Host, ip
@@ -149,3 +150,51 @@ def test_a_tunnel_by_a_tun(lab: LabFactory, family: Family) -> None:
         found = counters(tunlb)
     assert found["SEGMENTS_CUT"] > 30
     assert drops(found) <= PLANNED_DROPS | {"MTU_EXCEEDED"}, found
+
+
+def echoed(lab: Lab, vip: str, data: bytes) -> bool:
+    """Whether the datagram comes back; the first ones teach the sender the path's MTU."""
+    for _ in range(4):
+        with contextlib.suppress(TimeoutError, OSError):
+            if clients.udp_echo(lab.client, vip, 7, data, timeout=1.0).data == data:
+                return True
+    return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("mixed", [False, True], ids=["one family", "mixed families"])
+def test_datagrams_larger_than_the_mtu(lab: LabFactory, mixed: bool, workers: int) -> None:
+    """The client's kernel cuts them, tunlb what does not fit, and the server's puts it together."""
+    made = lab("dr")
+    outer: dict[Family, Family] = OTHER if mixed else {"v4": "v4", "v6": "v6"}
+    with contextlib.ExitStack() as stack:
+        for name in made.topology.server_names:
+            stack.enter_context(decapsulating(made.host(name)))
+        tunlb = made.start_tunlb(with_keys(by_tunnel(made, outer), "tunlb", workers=workers))
+        for family in FAMILIES:
+            vip = made.topology.vips.of(family)
+            for size in (1473, 4000, 9000, 60_000):
+                for _ in range(3):
+                    assert echoed(made, vip, pattern(size)), (family, size)
+        found = counters(tunlb)
+    assert found["FRAGMENT_FIRST"] >= 24
+    assert found["FRAGMENTS_CUT"] > 100
+    assert drops(found) <= PLANNED_DROPS | {"MTU_EXCEEDED", "FRAGMENT_ORPHAN"}, found
+    assert found.get("drop.MTU_EXCEEDED", 0) < 100
+
+
+def test_a_client_that_does_not_look_for_the_mtu(lab: LabFactory) -> None:
+    """Its segments have no DF, and ICMP would tell it nothing."""
+    made = lab("dr")
+    made.client.run(["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_no_pmtu_disc"])
+    with contextlib.ExitStack() as stack:
+        for name in made.topology.server_names:
+            stack.enter_context(decapsulating(made.host(name)))
+        tunlb = made.start_tunlb(by_tunnel(made, {"v4": "v4", "v6": "v6"}))
+        vip = made.topology.vips.v4
+        for _ in range(6):
+            assert clients.tcp_echo(made.client, vip, 7, pattern(60_000)).data == pattern(60_000)
+        found = counters(tunlb)
+    assert found["SEGMENTS_CUT"] > 100
+    assert found["FRAGMENTS_CUT"] > 100
+    assert drops(found) <= PLANNED_DROPS, found

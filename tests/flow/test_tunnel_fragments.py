@@ -23,6 +23,7 @@ from tunlb.testing.flow import Sent
 from tunlb.testing.frames import GSO_TCPV4, GSO_UDP_L4, Flow, vnet
 from tunlb.testing.parser import Frame, parse
 from tunlb.testing.workers import Workers
+from tunlb.wire.pieces import PIECES_MAX
 
 WAYS = pytest.mark.parametrize(
     ("net", "outer"), [(V4, V4), (V6, V6), (V4, V6), (V6, V4)], ids=["4in4", "6in6", "4in6", "6in4"]
@@ -212,6 +213,24 @@ def test_sizes_and_a_path_that_is_narrow(size: int) -> None:
     _, sent = rig.receive("wan", raw)
     assert put_together(sent).payload == data
     assert len(sent) == -(-(size + 8) // 1456)
+
+
+def test_more_fragments_than_one_packet_may_make() -> None:
+    """A path MTU of 88 leaves 48 bytes of payload for each."""
+    lines = [json.loads(line) for line in balanced(V4, V4, "udp").splitlines()]
+    for line in lines:
+        if line["kind"] == "port":
+            line["mtu"] = 65521
+    rig = Rig(kit.text(*lines))
+    flow = flow_of(V4)
+    about = finished(one(rig.receive("wan", vnet(flow.udp(DATA[:1300])))).frame)[14:]
+    error = frames.ip("192.0.2.77", V4.lan, frames.icmp(3, 4, 88, about[:300]))
+    rig.receive("lan", vnet(frames.eth(kit.LAN_MAC, kit.DEST_MAC, payload=error)))
+    most = PIECES_MAX * 48 - 8
+    _, sent = rig.receive("wan", vnet(flow.udp((DATA * 4)[:most], ip={"df": False})))
+    assert len(sent) == PIECES_MAX
+    assert put_together(sent).payload == (DATA * 4)[:most]
+    dropped(rig, "wan", vnet(flow.udp(bytes(most + 1), ip={"df": False})), "SEGMENTS")
 
 
 def test_a_path_mtu_that_was_learnt() -> None:

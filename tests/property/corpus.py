@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.flow.fragmenting import cut
 from tests.property import gateway
 from tunlb.testing import frames as f
 from tunlb.testing import sctp as s
@@ -405,6 +406,25 @@ def _tunnel_frames() -> list[tuple[str, bytes]]:
     ):
         packet = error("10.0.0.1", "10.0.0.254", *kind, outer[:400], info)
         found.append(("lb0", f.vnet(f.eth(LB, GATEWAY, payload=packet))))
+    for head, inside in ((f.ipv4, "10.0.0.100"), (f.ipv6, "fd00::100")):
+        client = "10.0.0.50" if head is f.ipv4 else "fd99::5"
+        whole = head(client, inside, f.udp(40000, 80, bytes(range(256)) * 12))
+        found += [("lb0", f.vnet(f.eth(LB, GATEWAY, payload=part))) for part in cut(whole, 1480)]
+        found += [("lb0", f.vnet(f.eth(LB, GATEWAY, payload=part))) for part in cut(whole, 1200, 9)]
+    flow = _tap_flow("10.0.0.50:40000", "10.0.0.100:80")
+    loose: dict[str, Any] = {"df": False, "options": b"\x07\x07\x04\0\0\0\0\x01"}
+    found.append(("lb0", f.vnet(flow.udp(bytes(1460), ip=loose), needs_csum=True)))
+    found.append(
+        (
+            "lb0",
+            f.vnet(
+                flow.segment("PA", bytes(5000), ip=loose),
+                needs_csum=True,
+                gso_type=f.GSO_TCPV4,
+                gso_size=1460,
+            ),
+        )
+    )
     answer = f.ipv4("10.0.0.100", "10.0.0.50", f.tcp(80, 40000, bytes(1400)))
     packet = error("192.0.2.1", "10.0.0.100", 3, 4, answer[:500], 1280)
     found.append(("lb0", f.vnet(f.eth(LB, GATEWAY, payload=packet))))

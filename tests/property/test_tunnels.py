@@ -49,8 +49,10 @@ def test_good_frames() -> None:
     for number in range(len(feed.kind.frames)):
         step(feed, (number, [], 0))
     counters = feed.rig.counters()
-    assert counters["CONN_NEW"] == 4
-    assert counters["SEGMENTS_CUT"] == 2 * (3 + 2 * 3 + 4)
+    assert counters["CONN_NEW"] == 5
+    assert counters["SEGMENTS_CUT"] == 2 * (3 + 2 * 3 + 4) + 4
+    assert counters["FRAGMENTS_CUT"] == 2 * 2 + 2 + 3 * 2
+    assert (counters["FRAGMENT_FIRST"], counters["FRAGMENT_LATER"]) == (4, 3 * 2)
     assert counters["TUNNEL_PMTU"] == 1
     assert counters["ICMP_RELATED"] == 1
     assert counters["MSS_CLAMPED"] == 1

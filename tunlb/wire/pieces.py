@@ -20,8 +20,9 @@ else:
     from tunlb.wire import checksum
 
 HEADER_MAX = 60  #: bytes of an IPv4 header
+PIECES_MAX = 256  #: of one packet: who forges a tiny path MTU does not multiply large packets
 
-_HEADER_MAX = cython.declare(cython.int, HEADER_MAX)
+_PIECES_MAX = cython.declare(cython.int, PIECES_MAX)
 _UDP = cython.declare(cython.int, IPPROTO_UDP)
 _REFUSED = cython.declare(cython.int, DropReason.SEGMENTS)
 _FIRST = cython.declare(cython.int, FIRST_FRAGMENT)
@@ -43,13 +44,13 @@ class Pieces:
 
     def begin(self, pkt: Packet, room: cython.int) -> cython.int:
         """Take the packet in ``pkt``, IPv4 and without DF, to make fragments of at most ``room``
-        bytes; 0, or SEGMENTS when not even one piece of payload fits.
+        bytes; 0, or SEGMENTS when they would be too many, or too small for any payload.
         """
         header: cython.int = (pkt.p[pkt.l3] & 0x0F) * 4
         length: cython.int = pkt.end - pkt.l3 - header
         self.left = 0
         self.size = (room - header) & ~7
-        if room < header + 8 or length <= 0:
+        if room < header + 8 or length <= 0 or length > self.size * _PIECES_MAX:
             return _REFUSED
         finish(pkt)
         self.left = (length + self.size - 1) // self.size
