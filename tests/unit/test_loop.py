@@ -58,12 +58,12 @@ class Good(Hook):
         return 1
 
 
-class Fails(Hook):
+class Fails(Good):
     def __init__(self) -> None:
         raise RuntimeError("no luck")
 
 
-class Cancels(Hook):
+class Cancels(Good):
     def __init__(self) -> None:
         raise asyncio.CancelledError("not now")
 
