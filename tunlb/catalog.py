@@ -22,7 +22,6 @@ from tunlb.ipvs import client_address
 from tunlb.ipvs.core import Ipvs
 from tunlb.ipvs.dest import (
     CARRIED,
-    FILLED,
     FWD_BYPASS,
     FWD_FNAT,
     FWD_LOCAL,

@@ -135,7 +135,9 @@ class Director:
         modes = [find_mode(name)(pools) for name in mode_names()]
         modes.append(Nat64(pools, counters))
         life = Life(counters, conns, pools, protocols, modes)
-        self.ipvs = Ipvs(counters, life, self.neighs, routes, addresses, self.sender, sharding, rates)
+        self.ipvs = Ipvs(
+            counters, life, self.neighs, routes, addresses, self.sender, sharding, rates
+        )
         self.ipvs.outer.peers = self.peers
         self.ipvs.birth.persistence.peers = self.peers
         self._ipvs_in = IpvsIn(self.ipvs)

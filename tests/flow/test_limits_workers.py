@@ -1,4 +1,4 @@
-"""What is counted over all workers: limits, loads that schedulers look at, half-open conns, rates."""
+"""What is counted over all workers: limits, loads that schedulers see, half-open conns, rates."""
 
 from __future__ import annotations
 
@@ -85,9 +85,7 @@ def finish(rig: Anywhere) -> None:
 @pytest.mark.parametrize("whose", ["dest", "service"])
 def test_a_limit_is_that_of_all_workers(net: Net, whose: str, limit: int) -> None:
     lines = (
-        config(net, dest(net, max_conn=limit))
-        if whose == "dest"
-        else config(net, max_conn=limit)
+        config(net, dest(net, max_conn=limit)) if whose == "dest" else config(net, max_conn=limit)
     )
     rig = Anywhere(lines)
     assert sum(knock(rig, net, 100 + i) for i in range(40)) == limit

@@ -32,11 +32,11 @@ def check(problems: Problems, parsed: Parsed) -> None:
             problems.add(line, path, message, hint=hint)
     answering: dict[tuple[IPAddress, int | None], int] = {}
     for line, dest in parsed.numbered(DestLine):
-        service = services.get(dest.service)
-        for path, message, hint in _of_dest(dest, service):
+        of = services.get(dest.service)
+        for path, message, hint in _of_dest(dest, of):
             problems.add(line, path, message, hint=hint)
-        if service is not None and service.ops and _fwdmode(dest, service) == "nat":
-            for path, message, hint in _of_answers(line, dest, service, answering):
+        if of is not None and of.ops and _fwdmode(dest, of) == "nat":
+            for path, message, hint in _of_answers(line, dest, of, answering):
                 problems.add(line, path, message, hint=hint)
 
 
@@ -94,6 +94,10 @@ def _of_answers(
     answering: dict[tuple[IPAddress, int | None], int],
 ) -> Iterator[tuple[str, str, str]]:
     """Through nat, a dest's endpoint has to tell the service and the port that a client asked."""
+    if service.match is not None:
+        message = "with ops and nat nobody could tell which address of a match was asked"
+        yield "$.daddr", message, 'set "fwdmode" to "dr" or "tunnel"'
+        return
     vport = vport_of(service)
     if dest.dport is not None and vport.single is None:
         message = f"with ops and nat nobody could tell which port of {vport} was asked"

@@ -40,9 +40,7 @@ class ConnRates:
     memory, RATES_SIZE bytes, which may be shared.
     """
 
-    def __init__(
-        self, counters: Counters, conns: ConnTable, mem: memoryview | None = None
-    ) -> None:
+    def __init__(self, counters: Counters, conns: ConnTable, mem: memoryview | None = None) -> None:
         self.counters = counters
         self.conns = conns
         self.mem = memoryview(bytearray(RATES_SIZE) if mem is None else mem).cast("Q")

@@ -16,7 +16,6 @@ else:
     from tunlb.ipvs.sched.sed import soonest
 
 
-
 class NeverQueue(Scheduler):
     """An idle dest is taken before a faster one that is busy."""
 

@@ -14,7 +14,6 @@ from tunlb.ipvs.scheduler import Scheduler
 from tunlb.packet import Packet
 
 
-
 class Overflow(Scheduler):
     """The first of equals wins."""
 

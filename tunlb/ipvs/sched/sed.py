@@ -13,7 +13,6 @@ from tunlb.ipvs.scheduler import Scheduler
 from tunlb.packet import Packet
 
 
-
 def soonest(dests: list[Dest]) -> Dest | None:
     """The first valid one with the shortest expected delay, None when none is valid.
 
