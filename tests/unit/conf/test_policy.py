@@ -76,7 +76,12 @@ BAD: dict[str, tuple[list[Line], list[str]]] = {
     "ops and nat, of a match": (
         [
             {k: v for k, v in service("udp").items() if k not in ("vaddr", "vport", "laddrs")}
-            | {"match": {"dport": 53, "dst": ["0.0.0.0/0"]}, "ops": True, "fwdmode": "nat", "scheduler": "rr"},
+            | {
+                "match": {"dport": 53, "dst": ["0.0.0.0/0"]},
+                "ops": True,
+                "fwdmode": "nat",
+                "scheduler": "rr",
+            },
             dest(),
         ],
         ["f:3: $.daddr: with ops and nat nobody could tell which address of a match was asked"],
