@@ -1,4 +1,4 @@
-"""What is counted over all workers: limits, loads of dests, half-open conns, rates."""
+"""What is counted over all workers: limits, loads that schedulers see, half-open conns, rates."""
 
 from __future__ import annotations
 

@@ -94,6 +94,10 @@ def _of_answers(
     answering: dict[tuple[IPAddress, int | None], int],
 ) -> Iterator[tuple[str, str, str]]:
     """Through nat, a dest's endpoint has to tell the service and the port that a client asked."""
+    if service.match is not None:
+        message = "with ops and nat nobody could tell which address of a match was asked"
+        yield "$.daddr", message, 'set "fwdmode" to "dr" or "tunnel"'
+        return
     vport = vport_of(service)
     if dest.dport is not None and vport.single is None:
         message = f"with ops and nat nobody could tell which port of {vport} was asked"

@@ -73,6 +73,19 @@ BAD: dict[str, tuple[list[Line], list[str]]] = {
         [service("udp", ops=True, fwdmode="nat", vport="80-90"), dest(dport=80)],
         ["f:3: $.dport: with ops and nat nobody could tell which port of 80-90 was asked"],
     ),
+    "ops and nat, of a match": (
+        [
+            {k: v for k, v in service("udp").items() if k not in ("vaddr", "vport", "laddrs")}
+            | {
+                "match": {"dport": 53, "dst": ["0.0.0.0/0"]},
+                "ops": True,
+                "fwdmode": "nat",
+                "scheduler": "rr",
+            },
+            dest(),
+        ],
+        ["f:3: $.daddr: with ops and nat nobody could tell which address of a match was asked"],
+    ),
     "ops and nat, of services that share a dest": (
         [
             service("udp", ops=True, fwdmode="nat", vport=80),
