@@ -14,7 +14,7 @@ from tunlb.catalog import DestKey
 from tunlb.shared import Shared
 from tunlb.supervisor import snapshot
 from tunlb.testing.audit import audit
-from tunlb.testing.checkers import ip, tcp
+from tunlb.testing.checkers import check, ip, tcp
 from tunlb.testing.frames import tcp as segment
 
 AGE_MS = 7000
@@ -98,7 +98,7 @@ def test_by_a_shared_address(machines: Machines, net: Net) -> None:
     heir = machines.second(config, rig)
     answer = segment(80, sport, flags="SA")
     sent = kit.one(test_snat.down(heir, net, answer))
-    kit.check(sent.frame, ip(daddr=net.dest), tcp(sport=80, dport=40000))
+    check(sent.frame, ip(daddr=net.dest), tcp(sport=80, dport=40000))
     again = test_snat.left(net, test_snat.up(heir, net, syn, saddr=net.dest2)).headers[-1]
     assert again.sport != sport  # type: ignore[union-attr]
 
