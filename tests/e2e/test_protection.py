@@ -213,7 +213,6 @@ def test_datagrams_larger_than_the_mtu(lab: LabFactory, topology: str, workers: 
 def out_of_order(made: Lab, tunlb: TunlbProcess) -> int:
     """How many of the fragments that it sends in each family come before their first one."""
     mac = mac_of(tunlb)
-    data = pattern(7000)
     early = 0
     for family in FAMILIES:
         early = 0
@@ -226,6 +225,7 @@ def out_of_order(made: Lab, tunlb: TunlbProcess) -> int:
             sock.settimeout(3)
             sport = sock.getsockname()[1]
             for number in range(6):
+                data = pattern(7000 if number < 3 else 60_000)
                 pieces = in_pieces(made, family, mac, sport, data, 5000 + number)
                 order = list(range(len(pieces)))
                 if number % 3 == 0:

@@ -188,7 +188,12 @@ def _routes(problems: Problems, parsed: Parsed, network: Network) -> None:
             continue
         if route.via is not None:
             _via(problems, network, line, route, route.via)
-        network.hops.add(route.dst, Hop(port=route.port, on_link=route.via is None))
+        hop = Hop(port=route.port, on_link=route.via is None)
+        known = network.hops.add(route.dst, hop)
+        if known != hop and before == line:
+            # The router would take the place of the subnet, and whoever is on link be behind it.
+            message = f"{route.dst} is the subnet of port {shown(known.port)}"
+            problems.add(line, "$.dst", message, hint="route a part of it, or leave this line out")
 
 
 def _via(problems: Problems, network: Network, line: int, route: Route, via: IPAddress) -> None:

@@ -99,6 +99,8 @@ GOOD: dict[str, list[Line]] = {
     "dr for one dest": [LB0, service(), dest(fwdmode="dr"), dest("10.0.0.12")],
     "behind a gateway": [LB0, route(via="10.0.0.1"), service(), dest("192.0.2.1")],
     "an on-link route": [LB0, route(dst="192.0.2.0/24"), service(fwdmode="dr"), dest("192.0.2.1")],
+    "a smaller MTU on link": [LB0, route(dst="10.0.0.0/24", mtu=1400)],
+    "a router for a part of a subnet": [LB0, route(dst="10.0.0.128/25", via="10.0.0.1")],
     "a gateway on an on-link route": [
         LB0,
         route(via="192.0.2.1"),
@@ -549,6 +551,15 @@ BAD: dict[str, tuple[list[Line], list[tuple[int, str, str]]]] = {
             (5, "$.addr", "192.0.9.1 is not on link"),
             (6, "$.addr", "10.0.0.254 is the address of port"),
         ],
+    ),
+    "a router instead of a subnet": (
+        [
+            LB0,
+            route(dst="10.0.0.0/24", via="10.0.0.1"),
+            service(fwdmode="dr"),
+            dest("10.0.0.11"),
+        ],
+        [(2, "$.dst", '10.0.0.0/24 is the subnet of port "lb0"')],
     ),
     "addresses twice": (
         [LB0, port("b", "10.0.0.254/8", host_addresses=["10.0.0.254/24"])],
