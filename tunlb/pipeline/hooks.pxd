@@ -16,3 +16,5 @@ cdef class Chain:
     cdef public Link first
 
     cpdef int run(self, Packet pkt, long long now) except -1
+    @cython.locals(rest=Chain)
+    cpdef Chain behind(self, Hook hook)

@@ -58,13 +58,16 @@ class Chain:
         self._link()
 
     def behind(self, hook: Hook) -> Chain | None:
-        """The hooks that come after ``hook``, as a chain of their own; None when it is the last."""
-        at = self.hooks.index(hook) + 1
-        if at == len(self.hooks):
+        """The hooks that come after ``hook``, as a chain of their own, until this one changes; None
+        when it is the last. Segments ask for it, 46 of a frame of 64 KB.
+        """
+        link: Link | None = self.first
+        while link is not None and link.hook is not hook:
+            link = link.then
+        if link is None or link.then is None:
             return None
         rest = Chain(self.counters, self.on_error)
-        for each in self.hooks[at:]:
-            rest.register(each)
+        rest.first = link.then
         return rest
 
     def _link(self) -> None:

@@ -149,6 +149,19 @@ def test_a_removed_hook_runs_no_more(chain: Chain) -> None:
         chain.remove(two)
 
 
+def test_what_comes_behind_a_hook(chain: Chain) -> None:
+    ran: list[str] = []
+    hooks = [Note(name, ran) for name in "abc"]
+    for hook in hooks:
+        chain.register(hook)
+    rest = chain.behind(hooks[0])
+    assert rest is not None
+    assert rest.run(Packet(), 0) == Verdict.ACCEPT
+    assert ran == ["b", "c"]
+    assert chain.behind(hooks[2]) is None
+    assert chain.behind(Note("d", ran)) is None
+
+
 def test_numbers_are_those_of_dpvs() -> None:
     assert [(v.name, v.value) for v in Verdict] == [
         *(("DROP", 0), ("ACCEPT", 1), ("STOLEN", 2), ("REPEAT", 3), ("STOP", 4)),
