@@ -35,13 +35,13 @@ CHUNK = 64  #: packets between two looks at the clock
 
 def feeder(worker: int, workers: int) -> Callable[[int], None]:
     """A worker with established conns of its own; the result forwards so many packets."""
-    from tunlb.bench.micro import bed
+    from tunlb.bench.micro import bed, net
     from tunlb.ipvs.sharding import Sharding, shard_keys
     from tunlb.testing.frames import vnet
 
     sharding = Sharding(workers, worker, shard_keys(b"bench"))
     rig = bed.make_rig(CONN_MAX, bed.shared(CONN_MAX), sharding)
-    mapped = 0xFFFF_0000_0000 | int(ip_address(bed.NETS[4].client))
+    mapped = 0xFFFF_0000_0000 | int(ip_address(net.NETS[4].client))
     frames: list[bytes] = []
     ports = itertools.count(FIRST_PORT)
     while len(frames) < FLOWS:

@@ -17,6 +17,8 @@ cdef class NeighEntry:
     cdef public bint pinned, asking
     cdef public list queue
 
+cpdef object neigh_key(unsigned long long index, unsigned long long hi, unsigned long long lo)
+
 cdef class NeighTable(Wheel):
     cdef public Counters counters
     cdef public Addresses addresses
@@ -30,7 +32,7 @@ cdef class NeighTable(Wheel):
     cdef list _free
     cdef NeighEntry _nobody
 
-    @cython.locals(key=tuple, entry=NeighEntry)
+    @cython.locals(entry=NeighEntry)
     cpdef int resolve(self, Netif netif, unsigned long long hi, unsigned long long lo, long long now) except -1
     cpdef int output(self, Packet pkt, long long now) except -1
     cdef int _queue(self, NeighEntry entry, Packet pkt, long long now) except -1

@@ -44,6 +44,8 @@ if cython.compiled:
 else:
     from tunlb.wire import ether, icmp, vnet
 
+NeighKey = int | tuple[int, int, int]  #: see :func:`neigh_key`
+
 NEIGH_MAX = 1024
 QUEUE_MAX = 128
 REQUEST_INTERVAL_MS = 1000
@@ -81,6 +83,7 @@ _REQUEST_INTERVAL = cython.declare(cython.longlong, REQUEST_INTERVAL_MS)
 _NO_ROUTE = cython.declare(cython.int, DropReason.NO_ROUTE)
 _QUEUE_FULL = cython.declare(cython.int, DropReason.NEIGH_QUEUE_FULL)
 _UNREACHABLE = cython.declare(cython.int, DropReason.NEIGH_UNREACHABLE)
+_MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
 
 
 class NeighEntry:
@@ -103,6 +106,13 @@ class NeighEntry:
     def set_mac(self, mac: bytes) -> None:
         self.mac = mac
         self.prefix = ether.prefix_of(self.netif, mac)
+
+
+def neigh_key(index: cython.ulonglong, hi: cython.ulonglong, lo: cython.ulonglong) -> NeighKey:
+    """Where an address on the netif with this index is found; as netif.address_key."""
+    if hi == 0 and lo >> 32 == 0xFFFF:
+        return (index << 32) | (lo & _MASK32)
+    return (index, hi, lo)
 
 
 class NeighTable(Wheel):
@@ -135,14 +145,14 @@ class NeighTable(Wheel):
         self._nobody = NeighEntry(0, NOWHERE, 0, 0)
         self.entries = [self._nobody]
         self.epoch = 1
-        self._by_key: dict[tuple[int, int, int], NeighEntry] = {}
+        self._by_key: dict[NeighKey, NeighEntry] = {}
         self._free: list[int] = []
 
     def __len__(self) -> int:
         return len(self._by_key)
 
     def lookup(self, netif: Netif, hi: int, lo: int) -> NeighEntry | None:
-        return self._by_key.get((netif.index, hi, lo))
+        return self._by_key.get(neigh_key(netif.index, hi, lo))
 
     def resolve(
         self, netif: Netif, hi: cython.ulonglong, lo: cython.ulonglong, now: cython.longlong
@@ -153,10 +163,9 @@ class NeighTable(Wheel):
         if netif.noarp:
             hi = 0
             lo = 0
-        key = (netif.index, hi, lo)
-        entry = self._by_key.get(key)
+        entry = self._by_key.get(neigh_key(netif.index, hi, lo))
         if entry is None:
-            entry = self._new(key, netif)
+            entry = self._new(netif, hi, lo)
             if entry is None:
                 return 0
             if netif.noarp:
@@ -166,7 +175,7 @@ class NeighTable(Wheel):
                 self.schedule(entry.index, now, STATE_TIMEOUT_MS[NONE])
         return entry.index
 
-    def _new(self, key: tuple[int, int, int], netif: Netif) -> NeighEntry | None:
+    def _new(self, netif: Netif, hi: int, lo: int) -> NeighEntry | None:
         if len(self._by_key) >= NEIGH_MAX and not self._evict():
             return None
         if self._free:
@@ -174,9 +183,9 @@ class NeighTable(Wheel):
         else:
             index = len(self.entries)
             self.entries.append(self._nobody)
-        entry = NeighEntry(index, netif, key[1], key[2])
+        entry = NeighEntry(index, netif, hi, lo)
         self.entries[index] = entry
-        self._by_key[key] = entry
+        self._by_key[neigh_key(netif.index, hi, lo)] = entry
         return entry
 
     def _evict(self) -> bool:
@@ -351,7 +360,7 @@ class NeighTable(Wheel):
     def _delete(self, entry: NeighEntry) -> None:
         self._discard(entry)
         self.cancel(entry.index)
-        del self._by_key[(entry.netif.index, entry.hi, entry.lo)]
+        del self._by_key[neigh_key(entry.netif.index, entry.hi, entry.lo)]
         self.entries[entry.index] = self._nobody
         self._free.append(entry.index)
         if entry.pinned:
@@ -540,7 +549,7 @@ class NeighTable(Wheel):
                 continue
             if self.lookup(netif, row.hi, row.lo) is not None:
                 continue  # a static one, or a row twice: the one confirmed last came first
-            entry = self._new((netif.index, row.hi, row.lo), netif)
+            entry = self._new(netif, row.hi, row.lo)
             if entry is None:
                 break
             kept += 1

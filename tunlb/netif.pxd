@@ -1,5 +1,7 @@
 cimport cython
 
+cpdef object address_key(unsigned long long hi, unsigned long long lo)
+
 @cython.final
 cdef class Netif:
     cdef public int index

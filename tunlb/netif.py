@@ -18,6 +18,21 @@ HOST_SIDE = 4  #: an address that only the host behind a port has
 SHARED = 5  #: an address that inside hosts go out by (snat)
 
 Key = tuple[int, int]  #: an address as (hi, lo), both unsigned 64 bits
+AddressKey = int | Key  #: see :func:`address_key`
+
+
+def address_key(hi: cython.ulonglong, lo: cython.ulonglong) -> AddressKey:
+    """An address as the key of a dict: of an IPv4 one a number, which is found in a third of the
+    instructions of a tuple.
+    """
+    if hi == 0:
+        return lo
+    return (hi, lo)
+
+
+def address_of(key: AddressKey) -> Key:
+    """What :func:`address_key` made a key of."""
+    return (0, key) if isinstance(key, int) else key
 
 
 class Netif:
@@ -71,33 +86,33 @@ class Addresses:
     """
 
     def __init__(self) -> None:
-        self._owner: dict[Key, tuple[Netif, int]] = {}
+        self._owner: dict[AddressKey, tuple[Netif, int]] = {}
         self._primary: dict[tuple[int, int], Key] = {}
-        self._hosted: set[Key] = set()
+        self._hosted: set[AddressKey] = set()
 
     def add(self, netif: Netif, af: int, hi: int, lo: int, kind: int) -> None:
         # A port's own address wins over a VIP of the same value: it was there first.
-        self._owner.setdefault((hi, lo), (netif, kind))
+        self._owner.setdefault(address_key(hi, lo), (netif, kind))
         if kind == ADDRESS:
             self._primary.setdefault((netif.index, af), (hi, lo))
 
     def give_host(self, hi: int, lo: int) -> None:
         """The host has this address as well: what nothing here takes is for it."""
-        self._hosted.add((hi, lo))
+        self._hosted.add(address_key(hi, lo))
 
     def hosted(self, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.bint:
-        return (hi, lo) in self._hosted
+        return address_key(hi, lo) in self._hosted
 
     def is_local(self, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.bint:
-        return (hi, lo) in self._owner
+        return address_key(hi, lo) in self._owner
 
     def kind(self, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.int:
         """ADDRESS, VIP, LADDR, HOST_SIDE or SHARED; 0 when the address is not ours."""
-        found = self._owner.get((hi, lo))
+        found = self._owner.get(address_key(hi, lo))
         return 0 if found is None else found[1]
 
     def owned_by(self, netif: Netif, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.bint:
-        found = self._owner.get((hi, lo))
+        found = self._owner.get(address_key(hi, lo))
         return found is not None and found[0] is netif
 
     def primary(self, netif: Netif, af: int) -> Key | None:
@@ -105,15 +120,16 @@ class Addresses:
         found = self._primary.get((netif.index, af))
         if found is not None:
             return found
-        for (_, family), key in self._primary.items():
+        for (_, family), own in self._primary.items():
             if family == af:
-                return key
-        for (hi, lo), (_, kind) in self._owner.items():
+                return own
+        for key, (_, kind) in self._owner.items():
+            hi, lo = address_of(key)
             if kind == VIP and (4 if hi == 0 and lo >> 32 == 0xFFFF else 6) == af:
                 return (hi, lo)
         return None
 
     def items(self) -> Iterator[tuple[Netif, int, int, int]]:
         """(netif, hi, lo, kind) of every address."""
-        for (hi, lo), (netif, kind) in self._owner.items():
-            yield netif, hi, lo, kind
+        for key, (netif, kind) in self._owner.items():
+            yield netif, *address_of(key), kind

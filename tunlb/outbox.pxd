@@ -8,6 +8,8 @@ cdef class Outbox:
     cdef public long long wake_at
     cdef public bint waiting
 
+cpdef bytes copy_of(Packet pkt)
+
 cdef class Sender:
     cpdef Packet fresh(self, Netif iif)
     cpdef bint reply(self, Packet pkt, long long now) except -1

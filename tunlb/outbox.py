@@ -15,6 +15,7 @@ OUTBOX_MAX = 1024  #: frames per burst; more are dropped as OUTBOX_FULL
 PLAIN_VNET = bytes(VNET_LEN)  #: the virtio-net header of a frame that asks for no offload
 
 _MAX = cython.declare(cython.int, OUTBOX_MAX)
+_VNET_LEN = cython.declare(cython.int, VNET_LEN)
 _OUTBOX_FULL = cython.declare(cython.int, DropReason.OUTBOX_FULL)
 
 
@@ -99,4 +100,8 @@ class Sender:
 
 def copy_of(pkt: Packet) -> bytes:
     """The packet as a port would write it, virtio-net header included (see wire.vnet.emit)."""
-    return bytes(pkt.mem[pkt.start - VNET_LEN : pkt.end])
+    if cython.compiled:
+        frame = pkt.p[pkt.start - _VNET_LEN : pkt.end]
+    else:
+        frame = bytes(pkt.mem[pkt.start - VNET_LEN : pkt.end])
+    return frame

@@ -63,6 +63,9 @@ class Protection:
                 sources.add(hi, lo, line.src.prefixlen + (96 if af == 4 else 0), af)
                 if count % PIECE == 0:
                     yield
+            for acl in (every, *own.values()):
+                yield from acl.deny.seal()
+                yield from acl.allow.seal()
             draft.acl = AclFilter(self._ipvs.birth, every, own)
         draft.ports = self._classes(config, wiring.by_name)
         for service in config.services:
@@ -99,9 +102,9 @@ class Protection:
         """Free the lists that ran until now, in pieces."""
         former, self._former = self._former, None
         if former is not None:
-            for acl in (former.every, *former.own.values()):
-                yield from acl.deny.drain()
-                yield from acl.allow.drain()
+            while former.own:
+                former.own.popitem()
+                yield
 
     def _adopt_tc(self, ports: list[TcPort]) -> None:
         old, self.tc = self.tc, None

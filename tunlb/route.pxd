@@ -9,11 +9,16 @@ cdef class Route:
     cdef public int mtu
 
 @cython.final
+cdef class Prefixes:
+    cdef public int length
+    cdef public unsigned long long mask_hi, mask
+    cdef public dict routes
+
+@cython.final
 cdef class RouteTable:
-    cdef dict _by_length
-    cdef list _lengths
+    cdef list _lengths, _lengths_v4
     cdef set _broadcasts
 
     cpdef bint is_broadcast(self, unsigned long long lo) except -1
-    @cython.locals(prefixes=dict)
+    @cython.locals(lengths=list)
     cpdef Route lookup(self, unsigned long long hi, unsigned long long lo)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import cython
 
-from tunlb.netif import Netif
+from tunlb.netif import AddressKey, Netif
 
-_MASK64 = cython.declare(cython.ulonglong, 0xFFFFFFFFFFFFFFFF)
+if cython.compiled:
+    from cython.cimports.tunlb.netif import address_key
+else:
+    from tunlb.netif import address_key
 
 
 class Route:
@@ -23,6 +26,17 @@ class Route:
         self.mtu = min(mtu or netif.mtu, netif.mtu)
 
 
+class Prefixes:
+    """The routes to prefixes of one length."""
+
+    def __init__(self, length: int) -> None:
+        mask = ((1 << length) - 1) << (128 - length)
+        self.length = length
+        self.mask_hi = mask >> 64
+        self.mask = mask & 0xFFFFFFFFFFFFFFFF
+        self.routes: dict[AddressKey, Route] = {}
+
+
 class RouteTable:
     """Prefixes are over 128 bits; an IPv4 prefix of length n is one of 96 + n in ``::ffff:0:0/96``.
 
@@ -31,15 +45,20 @@ class RouteTable:
     """
 
     def __init__(self) -> None:
-        self._by_length: dict[int, dict[tuple[int, int], Route]] = {}
-        self._lengths: list[int] = []
+        # The longest first; those that an IPv4 address can be in.
+        self._lengths: list[Prefixes] = []
+        self._lengths_v4: list[Prefixes] = []
         self._broadcasts: set[int] = set()
 
     def add(self, hi: int, lo: int, length: int, route: Route) -> None:
         """Add or replace; ``length`` counts from the left of the 128 bits."""
-        network = (hi << 64 | lo) >> (128 - length) << (128 - length)
-        self._by_length.setdefault(length, {})[network >> 64, network & 0xFFFFFFFFFFFFFFFF] = route
-        self._lengths = sorted(self._by_length, reverse=True)
+        prefixes = next((each for each in self._lengths if each.length == length), None)
+        if prefixes is None:
+            prefixes = Prefixes(length)
+            self._lengths.append(prefixes)
+            self._lengths.sort(key=lambda each: -each.length)
+            self._lengths_v4 = [each for each in self._lengths if each.length >= 96]
+        prefixes.routes[address_key(hi & prefixes.mask_hi, lo & prefixes.mask)] = route
 
     def add_broadcast(self, lo: int) -> None:
         """The directed broadcast address of a connected IPv4 subnet (its low half)."""
@@ -51,20 +70,10 @@ class RouteTable:
 
     def lookup(self, hi: cython.ulonglong, lo: cython.ulonglong) -> Route | None:
         """The route of the longest matching prefix, or None."""
-        length: cython.int
-        high: cython.ulonglong
-        low: cython.ulonglong
-        for length in self._lengths:
-            if length < 96 and hi == 0 and lo >> 32 == 0xFFFF:
-                return None
-            if length > 64:
-                high = hi
-                low = lo & (_MASK64 << (128 - length)) & _MASK64
-            else:
-                high = 0 if length == 0 else hi & (_MASK64 << (64 - length)) & _MASK64
-                low = 0
-            prefixes = self._by_length[length]
-            found = prefixes.get((high, low))
+        prefixes: Prefixes
+        lengths = self._lengths_v4 if hi == 0 and lo >> 32 == 0xFFFF else self._lengths
+        for prefixes in lengths:
+            found = prefixes.routes.get(address_key(hi & prefixes.mask_hi, lo & prefixes.mask))
             if found is not None:
                 return found
         return None

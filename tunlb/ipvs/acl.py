@@ -25,7 +25,8 @@ if cython.compiled:
 else:
     from tunlb.wire import icmp
 
-FREED = 512  #: prefixes freed in one piece of work
+PIECE = 256  #: prefixes entered in one piece of work
+SLOT_WORDS = 3  #: 64-bit words of a slot of a SourceList
 
 _ACCEPT = cython.declare(cython.int, Verdict.ACCEPT)
 _HOST = cython.declare(cython.int, HOST)
@@ -33,18 +34,34 @@ _ICMP = cython.declare(cython.int, IPPROTO_ICMP)
 _ICMPV6 = cython.declare(cython.int, IPPROTO_ICMPV6)
 _DENIED = cython.declare(cython.int, DropReason.ACL_DENIED)
 _NOT_ALLOWED = cython.declare(cython.int, DropReason.ACL_NOT_ALLOWED)
+_SLOT_WORDS = cython.declare(cython.longlong, SLOT_WORDS)
+_MIX1 = cython.declare(cython.ulonglong, 0x9E3779B97F4A7C15)
+_MIX2 = cython.declare(cython.ulonglong, 0xC2B2AE3D27D4EB4F)
 _MASK64 = cython.declare(cython.ulonglong, 0xFFFFFFFFFFFFFFFF)
 
 
 class SourceList:
     """Prefixes over 128 bits, an IPv4 one of length n as one of 96 + n (see tunlb/route.py): one
-    set for each length, so that a look-up costs as many steps as there are lengths.
+    table for all, so that a look-up costs one probe for each length that there is.
+
+    :meth:`add` all of them, then :meth:`seal`.
     """
 
     def __init__(self) -> None:
-        self._by_length: dict[int, set[tuple[int, int]]] = {}
         self._lengths_v4: list[int] = []
         self._lengths_v6: list[int] = []
+        self._added: list[tuple[int, int, int]] = []
+        self._use(1)
+
+    def _use(self, size: int) -> None:
+        """An empty table of ``size`` slots, a power of two: hi, lo and tag; a tag of 0 is none."""
+        self._mem = memoryview(bytearray(8 * SLOT_WORDS * size)).cast("Q")
+        self._mask = size - 1
+        if cython.compiled:
+            view: cython.ulonglong[::1] = self._mem
+            self._t = cython.address(view[0])
+        else:
+            self._t = self._mem
 
     def add(self, hi: int, lo: int, length: int, af: int) -> None:
         """``length`` counts from the left of the 128 bits."""
@@ -52,16 +69,16 @@ class SourceList:
         lengths = self._lengths_v4 if af == 4 else self._lengths_v6
         if length not in lengths:
             lengths.append(length)
-        prefixes = self._by_length.setdefault(length if af == 6 else -length, set())
-        prefixes.add((network >> 64, network & 0xFFFFFFFFFFFFFFFF))
+        self._added.append((network >> 64, network & 0xFFFFFFFFFFFFFFFF, tag_of(af, length)))
 
-    def drain(self) -> Iterator[None]:
-        """Empty it, in pieces: freed at once, many prefixes take longer than a burst may wait."""
-        for prefixes in self._by_length.values():
-            while prefixes:
-                for _ in range(min(FREED, len(prefixes))):
-                    prefixes.pop()
-                yield
+    def seal(self) -> Iterator[None]:
+        """Have :meth:`has` find what was added, in pieces."""
+        self._use(1 << (2 * len(self._added)).bit_length())
+        while self._added:
+            for hi, lo, tag in self._added[-PIECE:]:
+                self._enter(hi, lo, tag)
+            del self._added[-PIECE:]
+            yield
 
     def covers(self, af: cython.int) -> cython.bint:
         """Are there prefixes of this family?"""
@@ -82,10 +99,38 @@ class SourceList:
             else:
                 high = 0 if length == 0 else hi & (_MASK64 << (64 - length)) & _MASK64
                 low = 0
-            prefixes = self._by_length[length if af == 6 else -length]
-            if (high, low) in prefixes:
+            if self._t[self._find(high, low, tag_of(af, length)) + 2] != 0:
                 return True
         return False
+
+    def _enter(self, hi: cython.ulonglong, lo: cython.ulonglong, tag: cython.ulonglong) -> None:
+        t = self._t
+        at: cython.longlong = self._find(hi, lo, tag)
+        t[at] = hi
+        t[at + 1] = lo
+        t[at + 2] = tag
+
+    def _find(
+        self, hi: cython.ulonglong, lo: cython.ulonglong, tag: cython.ulonglong
+    ) -> cython.longlong:
+        """The word where a prefix is, or would be. Who sends packets cannot choose what is in the
+        table, so its hash needs no secret.
+        """
+        t = self._t
+        mixed: cython.ulonglong = (((hi ^ (hi >> 32)) + tag) * _MIX1) & _MASK64
+        mixed = ((mixed ^ lo ^ (lo >> 32)) * _MIX2) & _MASK64
+        slot: cython.longlong = (mixed >> 32) & self._mask
+        at: cython.longlong
+        while True:
+            at = slot * _SLOT_WORDS
+            if t[at + 2] == 0 or (t[at] == hi and t[at + 1] == lo and t[at + 2] == tag):
+                return at
+            slot = (slot + 1) & self._mask
+
+
+def tag_of(af: cython.int, length: cython.int) -> cython.uint:
+    """Family and length of a prefix; never 0."""
+    return (af << 8) | length
 
 
 class Acl:
@@ -118,7 +163,7 @@ class AclFilter(Hook):
         if pkt.proto == (_ICMP if pkt.af == 4 else _ICMPV6) and icmp.is_error(pkt):
             return _ACCEPT
         every = self.every
-        own: Acl | None = self.own.get(service.name)
+        own: Acl | None = self.own.get(service.name) if self.own else None
         if every.deny.has(pkt.af, pkt.saddr_hi, pkt.saddr):
             return pkt.drop(_DENIED)
         if own is None:

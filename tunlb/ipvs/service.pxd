@@ -34,6 +34,9 @@ cdef class Service:
 
     cpdef tuple laddrs_of(self, int af)
 
+cpdef object service_key(
+    unsigned long long proto, unsigned long long hi, unsigned long long lo, unsigned long long port)
+
 @cython.final
 cdef class ServiceTable:
     cdef dict _exact, _ranges, _any, _protos, _by_dest

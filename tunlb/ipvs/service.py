@@ -15,6 +15,16 @@ from tunlb.ipvs.synpolicy import SynPolicy
 from tunlb.ipvs.tally import Tally
 from tunlb.ipvs.telling import NOTHING
 from tunlb.ipvs.timeouts import Timeouts
+from tunlb.netif import AddressKey
+
+if cython.compiled:
+    from cython.cimports.tunlb.netif import address_key
+else:
+    from tunlb.netif import address_key
+
+ServiceKey = int | tuple[int, int, int, int]  #: see :func:`service_key`
+
+_MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
 
 
 class Service:
@@ -102,14 +112,23 @@ class Service:
         self.scheduler.update(dests)
 
 
+def service_key(
+    proto: cython.ulonglong, hi: cython.ulonglong, lo: cython.ulonglong, port: cython.ulonglong
+) -> ServiceKey:
+    """Where the service of a vaddr and port is found; as netif.address_key."""
+    if hi == 0 and lo >> 32 == 0xFFFF:
+        return ((lo & _MASK32) << 24) | (port << 8) | proto
+    return (proto, hi, lo, port)
+
+
 class ServiceTable:
-    """Lookup by (proto, vaddr, vport)."""
+    """Lookup by (proto, vaddr, vport); what takes several ports is found by port 0."""
 
     def __init__(self) -> None:
-        self._exact: dict[tuple[int, int, int, int], Service] = {}
-        self._ranges: dict[tuple[int, int, int], tuple[list[int], list[Service]]] = {}
-        self._any: dict[tuple[int, int, int], Service] = {}
-        self._protos: dict[tuple[int, int], set[int]] = {}
+        self._exact: dict[ServiceKey, Service] = {}
+        self._ranges: dict[ServiceKey, tuple[list[int], list[Service]]] = {}
+        self._any: dict[ServiceKey, Service] = {}
+        self._protos: dict[AddressKey, set[int]] = {}
         self.any_fallback = False
         self._by_dest: dict[tuple[int, int, int, int], tuple[Service, Dest]] = {}
 
@@ -117,9 +136,9 @@ class ServiceTable:
         if service.vaddr is None:
             return
         hi, lo = service.vaddr
-        key = (service.proto, hi, lo)
+        key = service_key(service.proto, hi, lo, 0)
         if service.first_port == service.last_port:
-            self._exact[service.proto, hi, lo, service.first_port] = service
+            self._exact[service_key(service.proto, hi, lo, service.first_port)] = service
         elif (service.first_port, service.last_port) == (0, 65535):
             self._any[key] = service
         else:
@@ -127,15 +146,16 @@ class ServiceTable:
             at = bisect_right(firsts, service.first_port)
             firsts.insert(at, service.first_port)
             services.insert(at, service)
-        self._protos.setdefault((hi, lo), set()).add(service.proto)
+        self._protos.setdefault(address_key(hi, lo), set()).add(service.proto)
 
     def lookup(
         self, proto: cython.int, hi: cython.ulonglong, lo: cython.ulonglong, port: cython.int
     ) -> Service | None:
-        found = self._exact.get((proto, hi, lo, port))
-        if found is not None:
+        found = self._exact.get(service_key(proto, hi, lo, port))
+        if found is not None or not (self._ranges or self._any):
             return found
-        ranges = self._ranges.get((proto, hi, lo))
+        key = service_key(proto, hi, lo, 0)
+        ranges = self._ranges.get(key)
         if ranges is not None:
             firsts, services = ranges
             at: cython.int = bisect_right(firsts, port) - 1
@@ -143,7 +163,7 @@ class ServiceTable:
                 candidate: Service = services[at]
                 if port <= candidate.last_port:
                     return candidate
-        return self._any.get((proto, hi, lo))
+        return self._any.get(key)
 
     def add_fallback(self, service: Service, dest: Dest) -> None:
         """Remember whose ``dest`` is: it may answer without a conn that we know. Only that of a NAT
@@ -168,5 +188,5 @@ class ServiceTable:
 
     def vip_has(self, proto: cython.int, hi: cython.ulonglong, lo: cython.ulonglong) -> cython.bint:
         """Has the VIP a service of this protocol, on any port?"""
-        protos = self._protos.get((hi, lo))
+        protos = self._protos.get(address_key(hi, lo))
         return protos is not None and proto in protos

@@ -18,4 +18,6 @@ cdef class Chain:
     cdef public Chain rest
 
     cpdef Chain behind(self, Hook hook)
+    @cython.locals(rest=Chain)
+    cdef Chain _behind(self, Hook hook)
     cpdef int run(self, Packet pkt, long long now) except -1

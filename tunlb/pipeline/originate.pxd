@@ -14,3 +14,4 @@ cdef class Originate(Sender):
     cpdef Packet fresh(self, Netif iif)
     cpdef bint reply(self, Packet pkt, long long now) except -1
     cpdef bint send(self, Packet pkt, long long now) except -1
+    cdef void _turn(self, Packet pkt, Netif netif) except *

@@ -31,11 +31,23 @@ def _bytes_table() -> bytes:
 
 
 def _powers_table() -> bytes:
-    """x**(8 * 2**k) for k from 0 to 16, written likewise."""
+    """A number times x**(8 * 2**k), for k from 0 to 16: what each of its 8 nibbles, the lowest
+    first, adds to the product for each of 16 values. Written likewise.
+    """
     power = ONE >> 8
     made = b""
     for _ in range(17):
-        made += power.to_bytes(4, "little")
+        image = power
+        images = [0] * 32  # of each bit, the highest of which is x**0
+        for bit in range(31, -1, -1):
+            images[bit] = image
+            image = image >> 1 ^ (POLYNOMIAL if image & 1 else 0)
+        for low in range(0, 32, 4):
+            for nibble in range(16):
+                product = 0
+                for bit in range(4):
+                    product ^= images[low + bit] if nibble >> bit & 1 else 0
+                made += product.to_bytes(4, "little")
         power = _times(power, power)
     return made
 
@@ -43,8 +55,6 @@ def _powers_table() -> bytes:
 # Bytes, because compiled code reads them without making objects of numbers.
 _TABLE = cython.declare(bytes, _bytes_table())
 _POWERS = cython.declare(bytes, _powers_table())
-_POLYNOMIAL = cython.declare(cython.uint, POLYNOMIAL)
-_ONE = cython.declare(cython.uint, ONE)
 
 
 def _number(table: bytes, index: cython.Py_ssize_t) -> cython.uint:
@@ -67,21 +77,18 @@ def shifted(value: cython.uint, length: cython.int) -> cython.uint:
 
     ``length`` is below 2**17.
     """
-    k: cython.int = 0
-    bit: cython.uint
-    other: cython.uint
+    at: cython.Py_ssize_t = 0
+    nibble: cython.Py_ssize_t
     product: cython.uint
     while length != 0:
         if length & 1:
-            other = _number(_POWERS, k)
             product = 0
-            bit = _ONE
-            while bit != 0:
-                if other & bit:
-                    product ^= value
-                value = (value >> 1) ^ (_POLYNOMIAL if value & 1 else 0)
-                bit >>= 1
+            nibble = at
+            while value != 0:
+                product ^= _number(_POWERS, nibble + (value & 15))
+                value >>= 4
+                nibble += 16
             value = product
         length >>= 1
-        k += 1
+        at += 128
     return value

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 
-from tunlb.bench.micro import bed, callgrind, drive, report, size, timing
+from tunlb.bench.micro import bed, callgrind, drive, report, scenes, size, timing
 from tunlb.bench.micro.bed import NOW, Bed
 from tunlb.bench.micro.callgrind import difference, readable, self_costs
 from tunlb.bench.micro.rooms import Case, Room, all_rooms
 from tunlb.bench.micro.timing import Times
+from tunlb.conf import Config
 from tunlb.conf.load import loads
 
 
@@ -87,9 +89,63 @@ def test_conn_fits_its_budget() -> None:
 def test_configuration_is_one_that_tunlb_takes() -> None:
     import orjson
 
-    config = loads("\n".join(orjson.dumps(line).decode() for line in bed.configuration(64)))
+    def taken(lines: list[dict[str, Any]]) -> Config:
+        return loads("\n".join(orjson.dumps(line).decode() for line in lines))
+
+    config = taken(bed.configuration(64))
     assert len(config.services) == 12
     assert {service.fwdmode for service in config.services} == {"nat", "fnat", "dr"}
+    config = taken(scenes.configuration(64))
+    assert {service.name for service in config.services} == set(scenes.SCENES)
+
+
+SEGMENTS = 46  # of 1400 bytes in the frame of 64 KB
+SHOWN = {
+    "packet-nat64": {"NAT64_PACKETS": 1, "IPVS_IN_PACKETS": 1},
+    "reply-nat64": {"NAT64_PACKETS": 1, "IPVS_OUT_PACKETS": 1},
+    "packet-toa": {"TOA_SENT": 1, "IPVS_IN_PACKETS": 1},
+    "packet-snat": {"IPVS_IN_PACKETS": 1},
+    "reply-snat": {"IPVS_OUT_PACKETS": 1},
+    "packet-proxy-v2": {"PROXY_SENT": 0, "IPVS_IN_PACKETS": 1},
+    "packet-echo": {"IPVS_IN_PACKETS": 1},
+    "packet-sctp": {"IPVS_IN_PACKETS": 1},
+    "packet-local": {"IPVS_IN_PACKETS": 1},
+    "cut-gre-64k": {"SEGMENTS_CUT": SEGMENTS, "IPVS_IN_PACKETS": 1},
+    "fragment-first": {"FRAGMENT_FIRST": 1, "FRAGMENT_LATER": 0, "IPVS_IN_PACKETS": 1},
+    "fragment-later": {"FRAGMENT_FIRST": 0, "FRAGMENT_LATER": 1, "IPVS_IN_PACKETS": 1},
+    "new-persistence": {"CONN_NEW": 1, "TEMPLATE_NEW": 0},
+    "new-snat": {"CONN_NEW": 1},
+    "new-conn-rate": {"CONN_NEW": 1},
+    "syn-answered": {"SYNPROXY_SYNACKS": 1, "CONN_NEW": 0},
+    "syn-proven": {"SYNPROXY_CONNS": 1, "CONN_NEW": 1},
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_scene_is_about_what_its_room_says(name: str, base: Bed) -> None:
+    """By the counters of its passes."""
+    (room,) = (room for room in all_rooms() if room.name == name)
+    case = room.make(base)
+    rig = base.scene_nursery if name.startswith(("new-", "syn-")) else base.stage
+    case.before(8)
+    before = rig.counters()
+    case.run(8, True)
+    after = rig.counters()
+    case.after(8)
+    shown = {what: after.get(what, 0) - before.get(what, 0) for what in SHOWN[name]}
+    assert shown == {what: 8 * count for what, count in SHOWN[name].items()}
+    assert not [what for what in after if what.startswith("drop.")]
+
+
+def test_templates_of_births_are_gone_afterwards(base: Bed) -> None:
+    (room,) = (room for room in all_rooms() if room.name == "new-persistence")
+    life = base.scene_nursery.director.ipvs.life
+    case = room.make(base)
+    case.before(4)
+    case.run(4, True)
+    assert (life.templates, life.conns.count) == (1, 1 + 5)
+    case.after(4)
+    assert (life.templates, life.conns.count) == (0, 0)
 
 
 # ---- times --------------------------------------------------------------------------------------

@@ -194,3 +194,18 @@ def test_an_overloaded_dest_opens_again(
     while found.load() < 9:
         more(found, 1)
     assert found.valid()
+
+
+def test_addresses_of_both_families_are_kept_apart() -> None:
+    """An IPv4 vaddr is found by a number, an IPv6 one by its words, also where the upper is 0."""
+    low = (0, 0x1_0000_0000 | VIP[1] & 0xFFFFFFFF)
+    services = table(
+        make("v4", 80, 80), make("low", 80, 80, vaddr=low), make("v6", 80, 80, vaddr=VIP6)
+    )
+    for vaddr, name in ((VIP, "v4"), (low, "low"), (VIP6, "v6")):
+        found = services.lookup(TCP, *vaddr, 80)
+        assert found is not None
+        assert found.name == name
+        assert services.vip_has(TCP, *vaddr)
+    assert services.lookup(TCP, 1, VIP[1], 80) is None
+    assert services.lookup(UDP, *VIP, 80) is None

@@ -2,72 +2,48 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from tunlb.bench.micro import drive
+from tunlb.bench.micro import drive, scenes
+from tunlb.bench.micro.net import (
+    CLIENT_MAC,
+    DPORT,
+    INSIDE_MAC,
+    NETS,
+    OUTSIDE_MAC,
+    SERVER_MAC,
+    network,
+)
+from tunlb.ipvs.acl import SourceList
 from tunlb.ipvs.conn import ConnTable, hash_secret
+from tunlb.ipvs.datagrams import LIFE_MS
 from tunlb.ipvs.sharding import Sharding
 from tunlb.packet import Packet
 from tunlb.pipeline.ingress import Ingress
 from tunlb.pipeline.ip import Ip
 from tunlb.shared import Shared
-from tunlb.testing.flow import Rig, mac_of, raise_on
+from tunlb.testing.flow import Rig, raise_on
 from tunlb.testing.frames import Flow, eth, icmp, ip, vnet
 from tunlb.testing.frames import tcp as segment
 from tunlb.testing.parser import Ip as IpHeader
 from tunlb.testing.parser import Tcp as TcpHeader
 from tunlb.testing.parser import parse
-from tunlb.wire.ether import mac_text
 
 NOW = 1_000_000  # ms; the same for every packet, nothing expires while we count
-CLIENT_MAC, SERVER_MAC = "02:00:00:00:01:02", "02:00:00:00:02:02"
-OUTSIDE_MAC, INSIDE_MAC = mac_text(mac_of(0)), mac_text(mac_of(1))
 MODES = MappingProxyType({"nat": 80, "fnat": 81, "dr": 82})  #: the vport of each mode's services
-DPORT = 8080
 BIRTHS_MAX = 32768  #: conns that may be born in a turn: more than a turn needs
-
-
-@dataclass(frozen=True)
-class Net:
-    """Where who is, in one family."""
-
-    client: str
-    vip: str
-    dest: str
-    laddr: str
-    outside: str
-    inside: str
-
-
-NETS = MappingProxyType(
-    {
-        4: Net(
-            "10.9.1.2", "10.9.1.100", "10.9.2.2", "10.9.2.100", "10.9.1.254/24", "10.9.2.254/24"
-        ),
-        6: Net(
-            *("fd00:9:1::2", "fd00:9:1::100", "fd00:9:2::2", "fd00:9:2::100"),
-            *("fd00:9:1::fe/64", "fd00:9:2::fe/64"),
-        ),
-    }
-)
+SCENE_BIRTHS_MAX = 4096  #: the same, of scenes
+SOURCES = 10_000  #: prefixes of a list
 
 
 def configuration(conn_max: int) -> list[dict[str, Any]]:
-    """Every mode, family and protocol, one dest each. Neighbours are static: no frame waits."""
-    lines: list[dict[str, Any]] = [
-        {"kind": "tunlb", "version": 1, "workers": 1, "conn_max": conn_max},
-        {"kind": "port", "name": "out", "addresses": [net.outside for net in NETS.values()]},
-        {"kind": "port", "name": "in", "addresses": [net.inside for net in NETS.values()]},
-        {"kind": "route", "dst": "10.16.0.0/16", "port": "out", "via": NETS[4].client},
-    ]
-    for net in NETS.values():
-        lines.append({"kind": "neigh", "port": "out", "addr": net.client, "mac": CLIENT_MAC})
-        lines.append({"kind": "neigh", "port": "in", "addr": net.dest, "mac": SERVER_MAC})
+    """Every mode, family and protocol, one dest each."""
+    lines = network(conn_max)
     for af, net in NETS.items():
         for mode, vport in MODES.items():
             for proto in ("tcp", "udp"):
@@ -87,8 +63,13 @@ def at(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def make_rig(conn_max: int, memory: Shared | None = None, sharding: Sharding | None = None) -> Rig:
-    text = "".join(json.dumps(line) + "\n" for line in configuration(conn_max))
+def make_rig(
+    conn_max: int,
+    memory: Shared | None = None,
+    sharding: Sharding | None = None,
+    lines: Callable[[int], list[dict[str, Any]]] = configuration,
+) -> Rig:
+    text = "".join(json.dumps(line) + "\n" for line in lines(conn_max))
     return Rig(text, now=NOW, conn_max=conn_max, memory=memory, sharding=sharding)
 
 
@@ -111,6 +92,8 @@ class Bed:
 
     def __init__(self) -> None:
         self._crowds: dict[int, Rig] = {}
+        #: so far apart that no datagram is known any more
+        self.datagram_times = itertools.count(NOW, 2 * LIFE_MS)
 
     @cached_property
     def rig(self) -> Rig:
@@ -132,6 +115,44 @@ class Bed:
     def nursery(self) -> Rig:
         """Holds conns only while their birth or end is measured."""
         return make_rig(BIRTHS_MAX)
+
+    @cached_property
+    def stage(self) -> Rig:
+        """Holds the conns of scenes."""
+        return make_rig(64, lines=scenes.configuration)
+
+    @cached_property
+    def scene_nursery(self) -> Rig:
+        """As ``nursery``, for scenes."""
+        return make_rig(SCENE_BIRTHS_MAX, lines=scenes.configuration)
+
+    @cached_property
+    def talks(self) -> dict[str, scenes.Talk]:
+        """Conns of scenes that were opened on the stage."""
+        return {}
+
+    def talk(self, name: str) -> scenes.Talk:
+        if name not in self.talks:
+            self.talks[name] = scenes.Talk(self.stage, name).open()
+        return self.talks[name]
+
+    def scene(self, name: str, step: str, data: bytes = scenes.DATA, **offload: int) -> drive.Frame:
+        """A frame of the scene's conn, which is open."""
+        port, raw = self.talk(name).frame(step, data, **offload)
+        return drive.Frame(raw, self.stage.director.packet, self.stage.netif(port))
+
+    @cached_property
+    def sources(self) -> SourceList:
+        """SOURCES prefixes, as many of each length; 10.9.1.0/24, the client's, is among them."""
+        found = SourceList()
+        lengths = range(17, 33)
+        for i in range(1, SOURCES):
+            length = lengths[i % len(lengths)]
+            found.add(0, 0xFFFF_2000_0000 + (i << (32 - length)) % (1 << 29), 96 + length, 4)
+        found.add(0, 0xFFFF_0A09_0100, 96 + 24, 4)
+        for _ in found.seal():
+            pass
+        return found
 
     def walk(
         self, mode: str, af: int, proto: str, *, reply: bool = False, partial: bool = False

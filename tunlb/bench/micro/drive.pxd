@@ -6,6 +6,7 @@ from tunlb.ipvs.transmit cimport Transmit
 from tunlb.ipvs.dest cimport Dest
 from tunlb.ipvs.life cimport Life
 from tunlb.ipvs.protocol cimport Protocol
+from tunlb.ipvs.scheduler cimport Scheduler
 from tunlb.neigh cimport NeighTable
 from tunlb.netif cimport Netif
 from tunlb.packet cimport Bytes, Packet
@@ -38,6 +39,12 @@ cpdef unsigned long long shuffle(unsigned long long state) noexcept
 cpdef long long packets(Director director, Frame frame, long long now, long long n, bint live) except -1
 cpdef long long births(
     Director director, Frame frame, int sport_at, long long now, long long n, bint live) except -1
+cpdef long long series(
+    Director director, Frame frame, int word_at, unsigned int first, unsigned int step, long long now, long long n,
+    bint live) except -1
+cpdef long long segments(Director director, Frame frame, long long now, long long n, bint live) except -1
+@cython.locals(frame=Frame)
+cpdef long long answers(Director director, list[Frame] frames, long long now, long long n, bint live) except -1
 @cython.locals(conns=ConnTable)
 cpdef ends(Life life, bint live)
 @cython.locals(frame=Frame)
@@ -48,6 +55,8 @@ cpdef long long walks(
     bint live) except -1
 cpdef long long parses(Ingress ingress, Chain chain, Frame frame, long long now, long long n, bint live) except -1
 cpdef long long hooks(Chain chain, Packet pkt, long long now, long long n, bint live) except -1
+cpdef long long verdicts(Hook hook, Packet pkt, int verdict, long long now, long long n, bint live) except -1
+cpdef long long picks(Scheduler scheduler, Packet pkt, long long now, long long n, bint live) except -1
 @cython.locals(q="unsigned long long*", d="unsigned int*")
 cpdef populate(ConnTable conns, long long n, unsigned long long hi)
 cpdef long long lookups(

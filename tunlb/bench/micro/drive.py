@@ -11,10 +11,11 @@ import cython
 
 from tunlb.director import Director
 from tunlb.hook import Hook
-from tunlb.ipvs.conn import B_AF, B_PROTO, D_PORTS, ConnTable
+from tunlb.ipvs.conn import B_AF, B_PROTO, D_PORTS, TEMPLATE_PROTO, ConnTable
 from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.life import Life
 from tunlb.ipvs.protocol import Protocol
+from tunlb.ipvs.scheduler import Scheduler
 from tunlb.ipvs.transmit import Transmit
 from tunlb.neigh import NeighTable
 from tunlb.netif import Netif
@@ -49,6 +50,7 @@ _PORT_MASK = cython.declare(cython.uint, (1 << PORT_BITS) - 1)
 _DELAY_MS = cython.declare(cython.ulonglong, DELAY_MS)
 _D_PORTS = cython.declare(cython.longlong, D_PORTS)
 _B_PROTO = cython.declare(cython.longlong, B_PROTO)
+_TEMPLATE_PROTO = cython.declare(cython.int, TEMPLATE_PROTO)
 _B_AF = cython.declare(cython.longlong, B_AF)
 _VNET_LEN = cython.declare(cython.int, VNET_LEN)
 _L4_OFFSET = cython.declare(cython.int, L3_OFFSET + 20)
@@ -133,22 +135,78 @@ def births(
     live: cython.bint,
 ) -> cython.longlong:
     """The frame from one source port after the other; how often it was not accepted."""
+    return series(director, frame, sport_at, _FIRST_PORT, 1, now, n, live)
+
+
+def series(
+    director: Director,
+    frame: Frame,
+    word_at: cython.int,
+    first: cython.uint,
+    step: cython.uint,
+    now: cython.longlong,
+    n: cython.longlong,
+    live: cython.bint,
+) -> cython.longlong:
+    """The frame with one 16-bit word after the other; how often it was not accepted."""
     refused: cython.longlong = 0
     i: cython.longlong
     for i in range(n):
         frame.load()
-        frame.pkt.put16(sport_at, _FIRST_PORT + cython.cast(cython.uint, i))
+        frame.pkt.put16(word_at, first + step * cython.cast(cython.uint, i))
         if live:
             refused += director.receive(frame.pkt, now) != 1
     return refused
 
 
+def segments(
+    director: Director, frame: Frame, now: cython.longlong, n: cython.longlong, live: cython.bint
+) -> cython.longlong:
+    """The same offloaded frame over and over, cut into segments; how often there was none."""
+    refused: cython.longlong = 0
+    cut: cython.longlong
+    for _ in range(n):
+        frame.load()
+        if live:
+            cut = 0
+            if director.receive(frame.pkt, now) == 2:
+                while director.segment(frame.pkt, now) == 1:
+                    cut += 1
+            refused += cut == 0
+    return refused
+
+
+def answers(
+    director: Director,
+    frames: list[Frame],
+    now: cython.longlong,
+    n: cython.longlong,
+    live: cython.bint,
+) -> cython.longlong:
+    """Frames in turn that are answered, or stand for one of ours; how often nothing waited to be
+    sent. A worker writes that after each burst.
+    """
+    refused: cython.longlong = 0
+    count: cython.longlong = len(frames)
+    i: cython.longlong
+    for i in range(n):
+        frame = frames[i % count]
+        frame.load()
+        if live:
+            refused += director.receive(frame.pkt, now) != 2
+        if (i & 63) == 63 or i == n - 1:
+            sent: cython.longlong = len(director.outbox.take())
+            if live:
+                refused += sent != (i & 63) + 1
+    return refused
+
+
 def ends(life: Life, live: cython.bint) -> None:
-    """End every conn."""
+    """End every conn; a template that held only half-open ones ends with the last of them."""
     conns = life.conns
     row: cython.longlong
     for row in range(conns.fresh):
-        if conns.valid(row) and live:
+        if conns.valid(row) and conns.b[row * 128 + _B_PROTO] != _TEMPLATE_PROTO and live:
             life.end(row)
 
 
@@ -221,6 +279,33 @@ def hooks(
     for _ in range(n):
         if live:
             refused += chain.run(pkt, now) != 1
+    return refused
+
+
+def verdicts(
+    hook: Hook,
+    pkt: Packet,
+    verdict: cython.int,
+    now: cython.longlong,
+    n: cython.longlong,
+    live: cython.bint,
+) -> cython.longlong:
+    """One hook alone; how often its verdict was another one."""
+    refused: cython.longlong = 0
+    for _ in range(n):
+        if live:
+            refused += hook.run(pkt, now) != verdict
+    return refused
+
+
+def picks(
+    scheduler: Scheduler, pkt: Packet, now: cython.longlong, n: cython.longlong, live: cython.bint
+) -> cython.longlong:
+    """A scheduler's picks for one client; how often it picked none."""
+    refused: cython.longlong = 0
+    for _ in range(n):
+        if live:
+            refused += scheduler.schedule(pkt, now) is None
     return refused
 
 

@@ -12,7 +12,10 @@ from types import MappingProxyType
 
 from tunlb.bench.micro import bed, drive
 from tunlb.bench.micro.bed import NOW, Bed
-from tunlb.hook import Hook
+from tunlb.bench.micro.scenes import DATA, SCENES, Talk
+from tunlb.hook import Hook, Verdict
+from tunlb.ipvs import sched
+from tunlb.ipvs.acl import Acl, AclFilter
 from tunlb.ipvs.dest import FWD_NAT, Dest
 from tunlb.ipvs.proto.tcp import Tcp
 from tunlb.ipvs.sched.mh import MaglevHash
@@ -20,14 +23,21 @@ from tunlb.packet import L3_OFFSET, Packet
 from tunlb.pipeline.hooks import Chain
 from tunlb.pipeline.ingress import Ingress
 from tunlb.tap import BURST_FRAMES, Drain, Port
-from tunlb.testing.flow import raise_on
+from tunlb.testing.flow import Rig, raise_on
 from tunlb.testing.frames import vnet
 
 # What a memory of over 100 MB costs shows only once the caches of page tables are warm again.
 LONG_MS = 20.0
+SCENE_BIRTHS = bed.SCENE_BIRTHS_MAX // 2
 SPORT_AT = MappingProxyType({4: L3_OFFSET + 20, 6: L3_OFFSET + 40})
 MAGLEV_DESTS, MAGLEV_SLOTS = 1000, 65537
 DRAIN_FRAMES = 4 * BURST_FRAMES  # a pipe of 1 MiB holds 256 packets
+SCENE_PASSES = 256  # of a room of a scene, where it is counted
+PROOFS = 64  # clients of the SYN proxy: what is counted is made beforehand, slowly
+GSO_TCPV4, GSO_SIZE = 1, 1400
+FRAGMENT_AT = L3_OFFSET + 40  # where the fragment header is in IPv6
+BIG = bytes(46 * GSO_SIZE)  # 64,400 bytes: an offloaded frame as a busy sender makes them
+SCHEDULED = 16  # dests of a scheduler
 
 
 def nothing(n: int) -> None:
@@ -159,6 +169,87 @@ def grow(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)
 
 
+# ---- packets of scenes --------------------------------------------------------------------------
+
+
+def scene(base: Bed, name: str, step: str) -> Case:
+    return Case(partial(drive.packets, base.stage.director, base.scene(name, step), NOW))
+
+
+def cut(base: Bed, name: str) -> Case:
+    offload = {"needs_csum": True, "gso_type": GSO_TCPV4, "gso_size": GSO_SIZE}
+    frame = base.scene(name, ">A", BIG, **offload)
+    return Case(partial(drive.segments, base.stage.director, frame, NOW))
+
+
+def scene_birth(base: Bed, name: str) -> Case:
+    """Conns from one source port after the other; the one before them makes what they find."""
+    rig = base.scene_nursery
+    talk = Talk(rig, name, drive.FIRST_PORT - 1)
+    port, raw = talk.frame(">S")
+    frame = framed(rig, port, raw)
+    sport_at = SPORT_AT[SCENES[name].af]
+
+    def first(n: int) -> None:
+        rig.receive(port, raw)
+
+    return Case(
+        partial(drive.births, rig.director, frame, sport_at, NOW),
+        before=first,
+        after=lambda n: drive.ends(rig.director.ipvs.life, True),
+    )
+
+
+def syn_answered(base: Bed) -> Case:
+    rig = base.scene_nursery
+    port, raw = Talk(rig, "synproxy").frame(">S")
+    frames = [framed(rig, port, raw)]
+    return Case(partial(drive.answers, rig.director, frames, NOW))
+
+
+def syn_proven(base: Bed) -> Case:
+    """The clients have their cookies already."""
+    rig = base.scene_nursery
+    frames = []
+    for i in range(PROOFS):
+        talk = Talk(rig, "synproxy", drive.FIRST_PORT + i)
+        talk.take(">S")
+        port, raw = talk.frame(">A")
+        frames.append(framed(rig, port, raw))
+    return Case(
+        partial(drive.answers, rig.director, frames, NOW),
+        after=lambda n: drive.ends(rig.director.ipvs.life, True),
+    )
+
+
+def fragment(base: Bed, later: bool) -> Case:
+    """The first ones of many datagrams (IPv6), or the later ones of one, 8 bytes each. Time goes on
+    between turns, so that no datagram is known from the turn before.
+    """
+    director = base.stage.director
+    talk = base.talk("fragment")
+    first = framed(base.stage, *talk.fragment(0, DATA[8:]))
+    more = framed(base.stage, *talk.fragment(len(DATA), bytes(8)))
+    clock = {"now": NOW}
+
+    def begin(n: int) -> None:
+        clock["now"] = next(base.datagram_times)
+        if later:
+            drive.packets(director, first, clock["now"], 1, True)
+
+    def run(n: int, live: bool) -> object:
+        if later:
+            place = (FRAGMENT_AT + 2, len(DATA) | 1, 8)
+            return drive.series(director, more, *place, clock["now"], n, live)
+        return drive.series(director, first, FRAGMENT_AT + 6, 1, 1, clock["now"], n, live)
+
+    return Case(run, begin)
+
+
+def framed(rig: Rig, port: str, raw: bytes) -> drive.Frame:
+    return drive.Frame(raw, rig.director.packet, rig.netif(port))
+
+
 # ---- rooms of the pipeline ----------------------------------------------------------------------
 
 
@@ -220,6 +311,30 @@ def guard(base: Bed) -> Case:
 
 def checksum(base: Bed) -> Case:
     return Case(partial(drive.sums, Packet(), L3_OFFSET, 1500))
+
+
+def acl(base: Bed, listed: bool) -> Case:
+    pkt = base.parsed(base.walk("nat", 4, "tcp"))
+    if not listed:
+        pkt.saddr += 1 << 16
+    lists = Acl()
+    lists.deny = base.sources
+    hook = AclFilter(base.rig.director.ipvs.birth, lists, {})
+    verdict = int(Verdict.DROP if listed else Verdict.ACCEPT)
+    return Case(partial(drive.verdicts, hook, pkt, verdict, NOW))
+
+
+def pick(base: Bed, name: str) -> Case:
+    """Among dests of several weights, all of which carry conns, none too many."""
+    pkt = base.parsed(base.walk("nat", 4, "tcp"))
+    dests = []
+    for i in range(SCHEDULED):
+        lo = 0xFFFF_0A0A_0000 + i
+        dests.append(Dest(i, 4, 0, lo, 8080, weight=100 + i % 4, fwdmode=FWD_NAT))
+        dests[i].actconns = 50 + 7 * i % SCHEDULED
+    scheduler = sched.find(name)(1)
+    scheduler.update(dests)
+    return Case(partial(drive.picks, scheduler, pkt, NOW))
 
 
 # ---- what is no packet --------------------------------------------------------------------------
@@ -291,6 +406,16 @@ def all_rooms() -> Iterator[Room]:
     yield Room("loop-guard", "loop guard: one look, one note", guard)
     yield Room("neigh-output", "the neighbour's L2 header", neigh_output)
     yield Room("checksum-1500", "the checksum of 1500 bytes", checksum)
+    for listed in (True, False):
+        yield Room(
+            f"acl-10k-{'hit' if listed else 'miss'}",
+            f"a source that is {'' if listed else 'not '}among {bed.SOURCES:,} prefixes",
+            partial(acl, listed=listed),
+        )
+    for name in sched.names():
+        yield Room(
+            f"sched-{name}", f"{name} picks one of {SCHEDULED} dests", partial(pick, name=name)
+        )
     for af in (4, 6):
         yield Room(
             f"related-v{af}",
@@ -302,6 +427,7 @@ def all_rooms() -> Iterator[Room]:
     yield Room("timer-expire", "a timer that comes due", expire, 5000, bed.BIRTHS_MAX)
     yield Room("maglev-build", "Maglev: 65537 slots, 1000 dests", maglev, 1, 4)
     yield from packet_rooms()
+    yield from scene_rooms()
 
 
 def lookup_rooms() -> Iterator[Room]:
@@ -364,3 +490,62 @@ def packet_rooms() -> Iterator[Room]:
             counted=False,
             turn_ms=LONG_MS,
         )
+
+
+#: name, scene, step, what
+SCENE_PACKETS = (
+    ("packet-tunnel-ipip", "tunnel-ipip", ">A", "a packet of a conn: tunnel, IP in IP"),
+    ("packet-tunnel-gre", "tunnel-gre", ">A", "a packet of a conn: tunnel, GRE"),
+    ("packet-tunnel-gue", "tunnel-gue", ">A", "a packet of a conn: tunnel, GUE"),
+    ("packet-snat", "snat", ">A", "a packet of a conn: SNAT, from the inside host"),
+    ("reply-snat", "snat", "<A", "its answer: SNAT"),
+    ("packet-nat64", "nat64", ">A", "a packet of a conn: NAT64, from the client (IPv6)"),
+    ("reply-nat64", "nat64", "<A", "its answer: NAT64, from the dest (IPv4)"),
+    ("packet-proxy-v2", "proxy-v2", ">A", "a packet of a conn behind its PROXY header"),
+    ("reply-proxy-v2", "proxy-v2", "<A", "its answer"),
+    ("packet-toa", "toa", ">A", "a packet of a conn, given its TOA"),
+    ("packet-synproxy", "synproxy", ">A", "a packet of a conn that the SYN proxy made"),
+    ("reply-synproxy", "synproxy", "<A", "its answer"),
+    ("packet-bypass", "bypass", ">A", "a packet of a conn: bypass"),
+    ("packet-local", "local", ">A", "a packet of a conn: local"),
+    ("packet-sctp", "sctp", ">DATA", "a packet of an association: nat"),
+    ("packet-echo", "echo", ">", "a ping: nat"),
+)
+
+#: scene, what
+SCENE_BIRTHS_OF = (
+    ("snat", "SNAT conn: its SYN, received and forwarded"),
+    ("nat64", "NAT64 conn (client IPv6, dest IPv4): its SYN"),
+    ("tunnel-ipip", "tunnel conn: its SYN"),
+    ("persistence", "nat conn that a template holds: its SYN"),
+    ("conn-rate", "nat conn whose source has a rate: its SYN"),
+)
+
+
+def scene_rooms() -> Iterator[Room]:
+    """What features cost: compare with packet-nat-v4-tcp and new-nat-v4."""
+    for room, name, step, title in SCENE_PACKETS:
+        yield Room(room, title, partial(scene, name=name, step=step), SCENE_PASSES)
+    for kind in ("ipip", "gre", "gue"):
+        yield Room(
+            f"cut-{kind}-64k",
+            f"an offloaded frame of 64 KB: tunnel, {kind}, 46 segments",
+            partial(cut, name=f"tunnel-{kind}"),
+            16,
+        )
+    for later in (False, True):
+        yield Room(
+            f"fragment-{'later' if later else 'first'}",
+            f"a {'later' if later else 'first'} fragment to a nat service, IPv6",
+            partial(fragment, later=later),
+            SCENE_PASSES,
+            bed.SCENE_BIRTHS_MAX,
+        )
+    for name, title in SCENE_BIRTHS_OF:
+        yield Room(
+            f"new-{name}", title, partial(scene_birth, name=name), SCENE_PASSES, SCENE_BIRTHS
+        )
+    yield Room("syn-answered", "a SYN answered with a cookie", syn_answered, SCENE_PASSES)
+    yield Room(
+        "syn-proven", "an ACK with a good cookie: a SYN to the dest", syn_proven, PROOFS, PROOFS
+    )
