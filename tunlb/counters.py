@@ -239,8 +239,8 @@ class Event(_Sentence):
         "Conns ended because their dest was removed or made quiescent, or their laddr removed.",
     )
     FRAGMENTS_CUT = 68, "Fragments cut from packets without DF that are too large for a tunnel."
-    NAT64_CUT = 70, "Packets over IPv4 that NAT64 cut, because IPv6 takes no such long ones."
-    OPS_ANSWERS = 76, "Answers to datagrams of OPS_PACKETS, led back through nat."
+    NAT64_CUT = 69, "Packets over IPv4 that NAT64 cut, because IPv6 takes no such long ones."
+    OPS_ANSWERS = 70, "Answers to datagrams of OPS_PACKETS, led back through nat."
 
 
 class Gauge(_Sentence):
