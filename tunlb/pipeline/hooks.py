@@ -61,7 +61,7 @@ class Chain:
 
     def behind(self, hook: Hook) -> Chain | None:
         """The hooks that come after ``hook``, as a chain of their own, until this one changes; None
-        when it is the last. Segments ask for it, 46 of a frame of 64 KB, so the last answer is kept.
+        when it is the last. Each segment of a frame that is cut asks, so the last answer is kept.
         """
         if self.before is not hook:
             self.rest = self._behind(hook)
