@@ -65,7 +65,8 @@ def load_hook(line: HookConf) -> Hook:
         raise HookError(f"hook {line.call}: {class_name} is not a subclass of tunlb.hook.Hook")
     if cls.run is Hook.run or inspect.iscoroutinefunction(cls.run):
         raise HookError(
-            f"hook {line.call}: {class_name} needs a method run(self, pkt, now), no coroutine"
+            f"hook {line.call}: {class_name} needs a method run(self, pkt, now), "
+            "which is no coroutine"
         )
     try:
         hook = cls()

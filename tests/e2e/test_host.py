@@ -337,33 +337,6 @@ def test_without_a_capability(lab: LabFactory, tmp_path: Path) -> None:
     assert HOST not in made.director.run(["ip", "-o", "link"]).stdout
 
 
-VLAN = {"v4": ("10.20.0.1", "10.20.0.2", "24"), "v6": ("fd20::1", "fd20::2", "64")}
-
-
-def test_a_vlan_of_the_host(lab: LabFactory) -> None:
-    """Tagged frames of a VLAN that tunlb does not have, large ones too, both ways."""
-    made = lab("one-arm")
-    tunlb = made.start_tunlb(host_config())
-    link = made.client.spec.addresses[0][0]
-    for ns, parent, which in ((made.client.ns, link, 0), (made.director.ns, HOST, 1)):
-        name = "tunlb-v20"
-        ip("-n", ns, "link", "add", "link", parent, "name", name, "type", "vlan", "id", "20")
-        for found in VLAN.values():
-            more = ("nodad",) if ":" in found[0] else ()
-            ip("-n", ns, "addr", "add", f"{found[which]}/{found[2]}", "dev", name, *more)
-        ip("-n", ns, "link", "set", name, "up")
-    serve_on_host(made)
-    site = Site(made, tunlb, 1)
-    for family in FAMILIES:
-        address = VLAN[family][1]
-        assert site.fetch(address) == "host"
-        for reverse in (False, True):
-            assert bulk(site, address, reverse=reverse) > (0.3 if COMPILED else 0.03)
-    found_ = counters(tunlb)
-    assert drops(found_) <= PLANNED_DROPS, found_
-    assert found_["HOST_IN"] > 100
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_mirror(lab: LabFactory, workers: int) -> None:
     """Switched on by a reload: the host sees every frame once, and answers none that is not its.

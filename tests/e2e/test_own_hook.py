@@ -69,7 +69,7 @@ def test_it_refuses_a_client(lab: LabFactory, env: dict[str, str], call: str, wo
     ("call", "told"),
     [
         ("tunlb_e2e_exits:Hook", "hook tunlb_e2e_exits:Hook: SystemExit"),
-        ("tunlb_e2e_dies:Hook", "hook tunlb_e2e_dies:Hook: loading it ended the process"),
+        ("tunlb_e2e_dies:Hook", "the keeper .* is gone"),
         ("tunlb_e2e_idle:Idle", r"needs a method run\(self, pkt, now\)"),
         ("e2e-nosuch", '"e2e-nosuch" is not known'),
     ],

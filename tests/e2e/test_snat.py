@@ -324,31 +324,6 @@ def test_one_laddr_carries_more_than_it_has_ports(lab: LabFactory) -> None:
     assert drops(found) <= PLANNED_DROPS, found
 
 
-@pytest.mark.slow
-def test_the_host_is_told_when_no_port_is_left(lab: LabFactory) -> None:
-    """All ports of the only laddr are taken towards one endpoint, and free towards others."""
-    made = lab(TOPOLOGY)
-    (line,) = snat("v4", "udp")
-    tunlb = made.start_tunlb(with_lines(TOPOLOGY.config_text, {**line, "laddrs": ["10.0.1.200"]}))
-    with made.client.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as sock:
-        for _ in range(2):  # for what was lost on the way
-            for port in range(1025, 65536):
-                sock.sendto(struct.pack("!4H", port, 4444, 8, 0), (FAR.v4, 0))
-                if port % 256 == 0:
-                    time.sleep(0.01)
-    with made.host("client2").socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(2)
-        sock.bind(("", 5000))
-        sock.connect((FAR.v4, 4444))
-        sock.send(b"me too")
-        with pytest.raises(OSError, match="No route to host"):
-            sock.recv(100)
-    assert clients.udp_echo(made.host("client2"), FAR.v4, 7, b"elsewhere").data == b"elsewhere"
-    found = counters(tunlb)
-    assert found["CONN_NEW"] > 64_000
-    assert found["drop.LPORT_EXHAUSTED"] >= 1
-
-
 @BOTH
 def test_by_the_ports_own_address(lab: LabFactory, family: Family) -> None:
     """A gateway with one address, two workers: it answers pings, and its hosts go out by it."""

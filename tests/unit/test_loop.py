@@ -103,7 +103,7 @@ def line(call: str) -> HookLine:
         (f"{__name__}:Fails", "RuntimeError: no luck (the class is made without"),
         (f"{__name__}:Cancels", "CancelledError: not now"),
         (f"{__name__}:Idle", "Idle needs a method run(self, pkt, now)"),
-        (f"{__name__}:Slow", "Slow needs a method run(self, pkt, now), no coroutine"),
+        (f"{__name__}:Slow", "Slow needs a method run(self, pkt, now), which is no coroutine"),
         (f"{__name__}:Fixed", "AttributeError: "),
         (f"{__name__}:made", "made is not a subclass of tunlb.hook.Hook"),
     ],

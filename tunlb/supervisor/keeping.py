@@ -113,8 +113,10 @@ class Keeping:
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             if not self._filled:
-                os.kill(keeper.pid, signal.SIGKILL)  # it may still be busy with its imports
-                os.waitpid(keeper.pid, 0)
+                # It may still be busy with its imports, or one of a user's may have ended it.
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(keeper.pid, signal.SIGKILL)
+                    os.waitpid(keeper.pid, 0)
             with contextlib.suppress(KeeperError):
                 keeper.exit()
         for fd in self.stored.values():
