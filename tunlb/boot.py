@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from tunlb.catalog import DestKey, dest_key, service_key
 from tunlb.conf import Acl, Config, Dest, Hook, Neigh, Route, Service
 from tunlb.conf.values import AddressRange, Endpoint, IPAddress, PortRange, TableSize, parse
+from tunlb.destids import DestKey, dest_key, service_key
 from tunlb.ipvs.sched import module_of
 
 PIECE = 16  #: lines of a configuration decoded at once

@@ -19,9 +19,10 @@ from typing import Final, NamedTuple
 import cython
 import msgspec
 
-from tunlb.catalog import Catalog, DestKey, Draft
+from tunlb.catalog import Catalog, Draft
 from tunlb.conf import Config, Neigh
 from tunlb.counters import Counters, Event, Gauge
+from tunlb.destids import DestKey
 from tunlb.hook import Hook, Point, Verdict
 from tunlb.ipvs.conn import ConnTable
 from tunlb.ipvs.core import Ipvs, IpvsIn

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import tunlb
 from tunlb import counters
-from tunlb.catalog import DEST_IDS
+from tunlb.destids import DEST_IDS
 from tunlb.ipvs.conn import HEADER_SIZE, table_size
 from tunlb.ipvs.dest import STATS_SIZE
 from tunlb.ipvs.rates import RATES_SIZE

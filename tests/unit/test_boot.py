@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from tunlb.boot import PIECE, Applied, Arrived, decode_pieces, encode_pieces
-from tunlb.catalog import DestIds
 from tunlb.conf import loads
+from tunlb.destids import DestIds
 from tunlb.lab import TOPOLOGIES
 
 

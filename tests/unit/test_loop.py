@@ -16,12 +16,12 @@ import msgspec
 import pytest
 
 from tunlb.boot import Applied, Boot, encode, encode_pieces
-from tunlb.catalog import DestIds
 from tunlb.channel import Channel, ChannelClosed, close_all, pair, put_blob
 from tunlb.conf import Hook as HookLine
 from tunlb.conf import loads
 from tunlb.conf.values import HookCall
 from tunlb.counters import Counters, DropReason, Event, Gauge
+from tunlb.destids import DestIds
 from tunlb.hook import Hook, Point
 from tunlb.lab import TOPOLOGIES
 from tunlb.log import Logger

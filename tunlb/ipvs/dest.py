@@ -36,7 +36,7 @@ FILLED = 11  #: in the first worker's row, for all workers: see Dest.weigh
 STATS_WORDS = 16
 STATS_SIZE = 8 * STATS_WORDS  #: bytes of a row
 
-# A service with a number has a row as well (see DestIds in catalog.py), with words of its own.
+# A service with a number has a row as well (see tunlb/destids.py), with words of its own.
 CARRIED = ACTCONNS  #: how many conns its dests have, where it has a max_conn
 HALF_OPEN = INACTCONNS  #: how many of them are half-open, where it has a SYN proxy
 

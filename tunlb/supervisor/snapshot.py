@@ -30,7 +30,7 @@ from typing import BinaryIO, Final, NamedTuple
 import msgspec
 
 import tunlb
-from tunlb.catalog import DestKey
+from tunlb.destids import DestKey
 from tunlb.ipvs.conn import (
     B_FWDMODE,
     B_PROTO,

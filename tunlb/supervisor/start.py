@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tunlb.boot import Applied, calls_of
-from tunlb.catalog import DestIds
 from tunlb.channel import get_blob
 from tunlb.conf import Config, Diff, diff, live
+from tunlb.destids import DestIds
 from tunlb.ipvs import sched
 from tunlb.keeper.client import Busy, Keeper, KeeperError
 from tunlb.log import Logger

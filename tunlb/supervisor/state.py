@@ -13,8 +13,8 @@ import msgspec
 
 import tunlb
 from tunlb.boot import Applied, decoder, encode
-from tunlb.catalog import DestKey
 from tunlb.conf import Config, IPAddress
+from tunlb.destids import DestKey
 from tunlb.links import Change
 
 #: Raise it with every change that a supervisor of the other version would misunderstand. A new key

@@ -12,10 +12,10 @@ from typing import Any, cast
 import pytest
 
 from tunlb.boot import BOOT, Applied, Boot
-from tunlb.catalog import DestIds
 from tunlb.channel import Channel, ChannelClosed, close_all, get_blob
 from tunlb.conf import loads
 from tunlb.counters import Event
+from tunlb.destids import DestIds
 from tunlb.keeper import KeeperError
 from tunlb.lab import TOPOLOGIES
 from tunlb.log import Logger

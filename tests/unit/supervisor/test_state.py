@@ -9,8 +9,8 @@ import pytest
 
 import tunlb
 from tunlb.boot import BOOT, Applied, Boot, encode
-from tunlb.catalog import DestIds
 from tunlb.conf import Config, loads
+from tunlb.destids import DestIds
 from tunlb.lab import TOPOLOGIES
 from tunlb.links import Change
 from tunlb.supervisor.state import (
