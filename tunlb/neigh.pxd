@@ -17,8 +17,6 @@ cdef class NeighEntry:
     cdef public bint pinned, asking
     cdef public list queue
 
-cpdef object neigh_key(unsigned long long index, unsigned long long hi, unsigned long long lo)
-
 cdef class NeighTable(Wheel):
     cdef public Counters counters
     cdef public Addresses addresses

@@ -32,7 +32,7 @@ import cython
 
 from tunlb.counters import Counters, DropReason, Event
 from tunlb.neighrows import ASK, KEEP, ROW_SIZE, TELL, Message, NeighRows, pack, parse
-from tunlb.netif import NOWHERE, Addresses, Netif
+from tunlb.netif import NOWHERE, Addresses, NeighKey, Netif
 from tunlb.outbox import PLAIN_VNET, Outbox, copy_of
 from tunlb.packet import VNET_LEN, Packet
 from tunlb.peers import Peers
@@ -40,11 +40,11 @@ from tunlb.timers import Wheel
 from tunlb.wire import arp, nd
 
 if cython.compiled:
+    from cython.cimports.tunlb.netif import neigh_key
     from cython.cimports.tunlb.wire import ether, icmp, vnet
 else:
+    from tunlb.netif import neigh_key
     from tunlb.wire import ether, icmp, vnet
-
-NeighKey = int | tuple[int, int, int]  #: see :func:`neigh_key`
 
 NEIGH_MAX = 1024
 QUEUE_MAX = 128
@@ -83,7 +83,6 @@ _REQUEST_INTERVAL = cython.declare(cython.longlong, REQUEST_INTERVAL_MS)
 _NO_ROUTE = cython.declare(cython.int, DropReason.NO_ROUTE)
 _QUEUE_FULL = cython.declare(cython.int, DropReason.NEIGH_QUEUE_FULL)
 _UNREACHABLE = cython.declare(cython.int, DropReason.NEIGH_UNREACHABLE)
-_MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
 
 
 class NeighEntry:
@@ -106,13 +105,6 @@ class NeighEntry:
     def set_mac(self, mac: bytes) -> None:
         self.mac = mac
         self.prefix = ether.prefix_of(self.netif, mac)
-
-
-def neigh_key(index: cython.ulonglong, hi: cython.ulonglong, lo: cython.ulonglong) -> NeighKey:
-    """Where an address on the netif with this index is found; as netif.address_key."""
-    if hi == 0 and lo >> 32 == 0xFFFF:
-        return (index << 32) | (lo & _MASK32)
-    return (index, hi, lo)
 
 
 class NeighTable(Wheel):

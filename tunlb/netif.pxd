@@ -1,6 +1,7 @@
 cimport cython
 
 cpdef object address_key(unsigned long long hi, unsigned long long lo)
+cpdef object neigh_key(unsigned long long index, unsigned long long hi, unsigned long long lo)
 
 @cython.final
 cdef class Netif:

@@ -19,6 +19,9 @@ SHARED = 5  #: an address that inside hosts go out by (snat)
 
 Key = tuple[int, int]  #: an address as (hi, lo), both unsigned 64 bits
 AddressKey = int | Key  #: see :func:`address_key`
+NeighKey = int | tuple[int, int, int]  #: see :func:`neigh_key`
+
+_MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
 
 
 def address_key(hi: cython.ulonglong, lo: cython.ulonglong) -> AddressKey:
@@ -28,6 +31,13 @@ def address_key(hi: cython.ulonglong, lo: cython.ulonglong) -> AddressKey:
     if hi == 0:
         return lo
     return (hi, lo)
+
+
+def neigh_key(index: cython.ulonglong, hi: cython.ulonglong, lo: cython.ulonglong) -> NeighKey:
+    """Where an address on the netif with this index is found; as :func:`address_key`."""
+    if hi == 0 and lo >> 32 == 0xFFFF:
+        return (index << 32) | (lo & _MASK32)
+    return (index, hi, lo)
 
 
 def address_of(key: AddressKey) -> Key:
