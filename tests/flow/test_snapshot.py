@@ -10,7 +10,7 @@ import pytest
 from tests.flow import kit, synproxy_kit, test_nat64, test_snat
 from tests.flow import talk as talking
 from tests.flow.kit import Conn, Net, Rig
-from tunlb.catalog import DestKey
+from tunlb.destids import DestKey
 from tunlb.shared import Shared
 from tunlb.supervisor import snapshot
 from tunlb.testing.audit import audit
