@@ -13,6 +13,7 @@ MACS = {"wan": (WAN, ROUTER), "lan": (LAN, HOST)}
 FAR = ("192.0.2.7", "fd99::5")
 HOSTS = ("10.0.0.50", "fd00::50")
 LADDRS = ("10.1.0.200", "fd01::200")
+PING_LADDRS = ("10.0.0.200", "fd00::200")
 
 
 def _match(name: str, proto: str, mode: str, match: object, **keys: object) -> str:
@@ -42,7 +43,7 @@ def _config() -> str:
         web = {"src": [host], "dport": "80-81"}
         ping = {"kind": "service", "name": f"ping{version}", "proto": "icmp", "vaddr": vip}
         lines += [
-            json.dumps(ping | {"fwdmode": "fnat", "laddrs": [laddr], "scheduler": "rr"}),
+            json.dumps(ping | {"laddrs": [PING_LADDRS[version == 6]], "scheduler": "rr"}),
             json.dumps({"kind": "dest", "service": f"ping{version}", "daddr": cache}),
             _match(f"web{version}", "tcp", "nat", web, bypass=True),
             json.dumps({"kind": "dest", "service": f"web{version}", "daddr": cache, "max_conn": 2}),
@@ -85,7 +86,7 @@ def _frames() -> list[tuple[str, bytes]]:
         # Pings of the VIP.
         for number in (0, 1, 65535):
             add("wan", far, vip, f.icmp(ask, 0, number << 16 | 1, b"x"))
-        add("lan", cache, laddr, f.icmp(answer, 0, 1025 << 16 | 1, b"x"))
+        add("lan", cache, PING_LADDRS[v6], f.icmp(answer, 0, 1025 << 16 | 1, b"x"))
         # Errors about each.
         for kind, code in (big, late):
             for about in (

@@ -358,13 +358,13 @@ def test_a_descriptor_outlives_its_supervisor(keepers: Keepers, pipe: tuple[int,
 
 
 def test_it_may_have_as_many_files_open_as_the_hard_limit_allows(keepers: Keepers) -> None:
-    keeper = keepers.start("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (64, 300))")
+    keeper = keepers.start("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (64, 350))")
     limits = Path(f"/proc/{keeper.pid}/limits").read_text("ascii")
     [line] = [line for line in limits.splitlines() if line.startswith("Max open files")]
-    assert line.split()[3:5] == ["300", "300"]
+    assert line.split()[3:5] == ["350", "350"]
     keeper.store(dict.fromkeys([f"fd-{number}" for number in range(36)], 0))
     keeper.store({"fd-0": 0})
-    with pytest.raises(KeeperError, match="may only have 300 files open: raise the hard limit"):
+    with pytest.raises(KeeperError, match="may only have 350 files open: raise the hard limit"):
         keeper.store({"one-more": 0})
 
 

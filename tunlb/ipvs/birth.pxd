@@ -33,6 +33,8 @@ cdef class Birth:
         self, Packet pkt, Service service, SynPolicy policy, Protocol protocol, long long now) except -1
     cdef int _open(
         self, Packet pkt, Service service, Protocol protocol, long long now, int cookie, bint resumed) except -1
+    cdef int _stopped(
+        self, Packet pkt, Service service, int cookie, bint resumed, long long now) except -1
     cdef int _from_dest(self, Packet pkt, Protocol protocol, long long now) except -1
     cdef _resume(self, Protocol protocol, long long row, Dest dest, long long now)
     cdef bint forged(self, Packet pkt) except -1

@@ -31,6 +31,7 @@ else:
     from tunlb.ipvs import client_address, ops, resets
     from tunlb.wire import icmp
 
+_GO_ON = cython.declare(cython.int, -2)
 _ACCEPT = cython.declare(cython.int, Verdict.ACCEPT)
 _DROP = cython.declare(cython.int, Verdict.DROP)
 _STOLEN = cython.declare(cython.int, Verdict.STOLEN)
@@ -178,29 +179,9 @@ class Birth:
         """Schedule what opens a conn: a SYN, a segment in which the SYN proxy found a ``cookie``
         (>= 0), or one of a conn that the fallback goes on with (``resumed``).
         """
-        if self.forged(pkt):
-            # Replies to such a client would come back to us: checked here once, so that packets of
-            # conns need not be.
-            return pkt.drop(_MARTIAN)
-        if pkt.ttl <= 1:
-            return icmp.refuse(pkt, _TTL_EXCEEDED, _ERR_TTL, 0)
-        policy: SynPolicy | None = service.synproxy
-        if cookie < 0 and not resumed and policy is not None and not self.quiescent:
-            before: cython.bint = policy.on
-            if policy.engaged(service.half_open.total()):
-                if policy.on and not before:
-                    self.counters.add(_SYNPROXY_ON, 1)
-                return self.synproxy.first(pkt, policy, now)
-        if (
-            service.conn_rate != 0
-            and not resumed
-            # else it was counted before another worker was asked
-            and (not pkt.handed or pkt.chosen == _NOT_ASKED)
-            and not self.rates.take(pkt, service, now)
-        ):
-            return pkt.drop(_RATE)
-        if service.max_conn != 0 and service.carried.total() >= service.max_conn and not resumed:
-            return icmp.refuse(pkt, _SERVICE_FULL, _ERR_PORT, 0)
+        verdict: cython.int = self._stopped(pkt, service, cookie, resumed, now)
+        if verdict != _GO_ON:
+            return verdict
         template: cython.longlong = -1
         dest: Dest | None = None
         row: cython.longlong = -1
@@ -242,6 +223,7 @@ class Birth:
                 client_address.arm(self.life.conns, row, told)
         dest.v[_DEST_CONNS] += 1
         self.counters.add(_CONN_RESUMED if resumed else _CONN_NEW, 1)
+        policy: SynPolicy | None = service.synproxy
         if cookie >= 0 and policy is not None:
             return self.synproxy.begin(pkt, row, policy, cookie, dest, now)
         if resumed:
@@ -249,6 +231,40 @@ class Birth:
         self.transmit.track(pkt, protocol, row, _INBOUND, dest, now)
         self.life.timers.schedule(row, now, self.life.conns.d[row * 32 + _D_TIMEOUT])
         return self.transmit.send(pkt, row, _INBOUND, dest, now)
+
+    def _stopped(
+        self,
+        pkt: Packet,
+        service: Service,
+        cookie: cython.int,
+        resumed: cython.bint,
+        now: cython.longlong,
+    ) -> cython.int:
+        """The verdict on what may not open a conn, or not yet; see _open(). Else GO_ON."""
+        if self.forged(pkt):
+            # Replies to such a client would come back to us: checked here once, so that packets of
+            # conns need not be.
+            return pkt.drop(_MARTIAN)
+        if pkt.ttl <= 1:
+            return icmp.refuse(pkt, _TTL_EXCEEDED, _ERR_TTL, 0)
+        policy: SynPolicy | None = service.synproxy
+        if cookie < 0 and not resumed and policy is not None and not self.quiescent:
+            before: cython.bint = policy.on
+            if policy.engaged(service.half_open.total()):
+                if policy.on and not before:
+                    self.counters.add(_SYNPROXY_ON, 1)
+                return self.synproxy.first(pkt, policy, now)
+        if (
+            service.conn_rate != 0
+            and not resumed
+            # else it was counted before another worker was asked
+            and (not pkt.handed or pkt.chosen == _NOT_ASKED)
+            and not self.rates.take(pkt, service, now)
+        ):
+            return pkt.drop(_RATE)
+        if service.max_conn != 0 and service.carried.total() >= service.max_conn and not resumed:
+            return icmp.refuse(pkt, _SERVICE_FULL, _ERR_PORT, 0)
+        return _GO_ON
 
     def _from_dest(self, pkt: Packet, protocol: Protocol, now: cython.longlong) -> cython.int:
         """A dest of a nat service speaks to a client, and we know of no conn: it answers what was

@@ -40,13 +40,3 @@ cdef class ClientAddress:
 cpdef void quoted(Packet pkt, ConnTable conns, long long row, int direction, int l4, int proto)
 cpdef list pieces(Packet pkt, ConnTable conns, long long row)
 cdef void _told(ConnTable conns, long long row) noexcept
-cdef void _put_seq(Packet pkt, unsigned int number) noexcept
-cdef void _put_flags(Packet pkt, int header, int flags) noexcept
-cdef void _move_urgent(Packet pkt, int n) noexcept
-cdef void _blank(Packet pkt, int kind) noexcept
-@cython.locals(p=Bytes)
-cdef void _blank_one(Packet pkt, int at) noexcept
-cdef _cut_payload(Packet pkt)
-@cython.locals(p=Bytes)
-cdef void _lower_mss(Packet pkt, int n) noexcept
-cdef void _lower_window(Packet pkt, int n) noexcept

@@ -45,10 +45,10 @@ from tunlb.packet import IPPROTO_TCP, Packet
 from tunlb.wire.icmp import ERR_TOO_BIG
 
 if cython.compiled:
-    from cython.cimports.tunlb.ipvs import proxy_header, sequence
+    from cython.cimports.tunlb.ipvs import proxy_header, sequence, tcp_edits
     from cython.cimports.tunlb.wire import checksum, icmp, splice, tcp
 else:
-    from tunlb.ipvs import proxy_header, sequence
+    from tunlb.ipvs import proxy_header, sequence, tcp_edits
     from tunlb.wire import checksum, icmp, splice, tcp
 
 RESEND_MS = 200  #: a client that repeats its first segment after this long has not been heard
@@ -140,11 +140,11 @@ class ClientAddress:
             return 0
         if pkt.tcp_flags & 0x02:
             x[at + _X_SYN] = pkt.be32(pkt.l4 + 4)
-            _cut_payload(pkt)
+            tcp_edits.cut_payload(pkt)
             if state & _TOA:
-                _blank(pkt, _TOA_KIND)
+                tcp_edits.blank(pkt, _TOA_KIND)
                 # With its cookie a kernel opens the connection now, and looks for no option later.
-                _blank(pkt, _FAST_OPEN_KIND)
+                tcp_edits.blank(pkt, _FAST_OPEN_KIND)
             return 0
         if state & _TOA:
             self._carry(pkt, conns, row, state)
@@ -206,9 +206,9 @@ class ClientAddress:
             else:
                 sequence.ready(conns, row, ack, first)
         if state & _TOA:
-            _lower_mss(pkt, 8 if conns.b[row * 128 + _B_AF] == 4 else 20)
+            tcp_edits.lower_mss(pkt, 8 if conns.b[row * 128 + _B_AF] == 4 else 20)
         else:
-            _lower_window(pkt, x[at + _X_STEP])
+            tcp_edits.lower_window(pkt, x[at + _X_STEP])
 
     # -- TOA
 
@@ -221,7 +221,7 @@ class ClientAddress:
         if pkt.tcp_flags & 0x04:
             return
         if not state & _READY or not pkt.tcp_flags & 0x10:
-            _blank(pkt, _TOA_KIND)
+            tcp_edits.blank(pkt, _TOA_KIND)
             return
         # In the client's own count, as X_FIRST_ACK is.
         ack: cython.longlong = pkt.be32(pkt.l4 + 8)
@@ -235,7 +235,7 @@ class ClientAddress:
         """TOA right behind the fixed header. A client's own is taken out, and where options leave
         no room all but timestamps are: a client cannot hide or lie by filling them.
         """
-        _blank(pkt, _TOA_KIND)
+        tcp_edits.blank(pkt, _TOA_KIND)
         p = pkt.p
         begin: cython.int = pkt.l4 + 20
         length: cython.int = (p[pkt.l4 + 12] >> 4) * 4 - 20
@@ -255,7 +255,7 @@ class ClientAddress:
             if over > 0:
                 pkt.gso_size -= over
         splice.replace(pkt, begin, gone, option)
-        _put_flags(pkt, 20 + length + n, pkt.tcp_flags)
+        tcp_edits.put_flags(pkt, 20 + length + n, pkt.tcp_flags)
         self.counters.add(_TOA_SENT, 1)
 
     # -- PROXY, TCP
@@ -287,12 +287,12 @@ class ClientAddress:
         x[at + _X_SENT_AT] = now & _MASK32
         if fits:
             sequence.inbound(pkt, conns, row)
-            _put_seq(pkt, x[at + _X_STEP_AT])
+            tcp_edits.put_seq(pkt, x[at + _X_STEP_AT])
             # The kernel cuts an offloaded frame anew, at gso_size: it only has more to cut.
             splice.replace(pkt, pkt.l4 + length, 0, header)
-            _put_flags(pkt, length, pkt.tcp_flags | 0x08)
+            tcp_edits.put_flags(pkt, length, pkt.tcp_flags | 0x08)
             if pkt.tcp_flags & 0x20:
-                _move_urgent(pkt, n)
+                tcp_edits.move_urgent(pkt, n)
             x[at + _X_STATE] |= _SENT
             self.counters.add(_PROXY_SENT, 1)
             return
@@ -491,80 +491,3 @@ def _refuses(pkt: Packet, conns: ConnTable, row: cython.longlong) -> cython.bint
     ack: cython.longlong = pkt.be32(pkt.l4 + 8)
     syn: cython.longlong = conns.x[at + _X_SYN]
     return ack == (syn + 1) & _MASK32 and ack != conns.x[at + _X_STEP_AT]
-
-
-def _put_seq(pkt: Packet, number: cython.uint) -> None:
-    checksum.fix_l4(pkt, pkt.l4 + 16, 0, sequence.exchange32(pkt, pkt.l4 + 4, number))
-
-
-def _put_flags(pkt: Packet, header: cython.int, flags: cython.int) -> None:
-    """A header of so many bytes with these flags (and with all the reserved bits as they were)."""
-    old: cython.uint = pkt.be16(pkt.l4 + 12)
-    new: cython.uint = (header << 10) | (old & 0x0F00) | flags
-    pkt.put16(pkt.l4 + 12, new)
-    pkt.tcp_flags = flags
-    checksum.fix_l4(pkt, pkt.l4 + 16, 0, checksum.delta(old, new))
-
-
-def _move_urgent(pkt: Packet, n: cython.int) -> None:
-    """Urgent data lies ``n`` bytes further from the segment's start."""
-    old: cython.uint = pkt.be16(pkt.l4 + 18)
-    new: cython.uint = min(old + n, 0xFFFF)
-    pkt.put16(pkt.l4 + 18, new)
-    checksum.fix_l4(pkt, pkt.l4 + 16, 0, checksum.delta(old, new))
-
-
-def _blank(pkt: Packet, kind: cython.int) -> None:
-    """NOPs over every option of this kind. TOA's: nobody but us says who the client is."""
-    at: cython.int = sequence.find_option(pkt, kind)
-    while at != 0:
-        _blank_one(pkt, at)
-        at = sequence.find_option(pkt, kind)
-
-
-def _blank_one(pkt: Packet, at: cython.int) -> None:
-    p = pkt.p
-    begin: cython.int = pkt.l4 + 20
-    size: cython.int = (p[pkt.l4 + 12] >> 4) * 4 - 20
-    before: cython.uint = checksum.sum16(pkt, begin, size)
-    end: cython.int = at + p[at + 1]
-    while at < end:
-        p[at] = 1
-        at += 1
-    checksum.fix_l4(pkt, pkt.l4 + 16, 0, checksum.delta(before, checksum.sum16(pkt, begin, size)))
-
-
-def _cut_payload(pkt: Packet) -> None:
-    """Data of a SYN (RFC 7413) would come before the header, or open a connection without TOA. Not
-    acknowledged, it comes again.
-    """
-    begin: cython.int = pkt.l4 + (pkt.p[pkt.l4 + 12] >> 4) * 4
-    if pkt.end > begin:
-        splice.replace(pkt, begin, pkt.end - begin, b"")
-        pkt.gso_type = 0
-
-
-def _lower_mss(pkt: Packet, n: cython.int) -> None:
-    """Have the client leave room for ``n`` bytes of options in each segment."""
-    at: cython.int = sequence.find_option(pkt, 2)
-    p = pkt.p
-    if at == 0 or p[at + 1] != 4:
-        return
-    mss: cython.int = pkt.be16(at + 2) - n
-    if mss < 64:
-        return
-    begin: cython.int = pkt.l4 + 20
-    size: cython.int = (p[pkt.l4 + 12] >> 4) * 4 - 20
-    before: cython.uint = checksum.sum16(pkt, begin, size)
-    pkt.put16(at + 2, mss)
-    checksum.fix_l4(pkt, pkt.l4 + 16, 0, checksum.delta(before, checksum.sum16(pkt, begin, size)))
-
-
-def _lower_window(pkt: Packet, n: cython.int) -> None:
-    """Of the room that the dest's SYN-ACK tells of, which is never scaled, the header takes so much
-    before the client's first byte.
-    """
-    old: cython.int = pkt.be16(pkt.l4 + 14)
-    new: cython.int = old - n if old > n else 0
-    pkt.put16(pkt.l4 + 14, new)
-    checksum.fix_l4(pkt, pkt.l4 + 16, 0, checksum.delta(old, new))
