@@ -58,7 +58,7 @@ def other_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if tunlb.build() == "compiled":
         tree = tmp_path_factory.mktemp("uncompiled")
         skip = shutil.ignore_patterns("*.so", "__pycache__")
-        for name in ("tunlb", "tests/property"):
+        for name in ("tunlb", "tests/flow", "tests/property"):
             shutil.copytree(ROOT / name, tree / name, ignore=skip)
         return tree
     tree = ROOT.parents[1]
