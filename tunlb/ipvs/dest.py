@@ -222,6 +222,8 @@ class Dest:
 
     def overhead(self) -> cython.longlong:
         """IPVS' cost of a dest for lc and wlc: an active conn weighs 256 inactive ones."""
+        if self.others is None:
+            return (self.v[_ACTCONNS] << 8) + self.v[_INACTCONNS]
         return (self.active() << 8) + self.inactive()
 
 
