@@ -19,8 +19,9 @@ from tunlb.lab import Lab, TunlbProcess
 SERVICES = 1000
 DESTS = 10
 #: No packet may wait longer for the worker. The aim is 20 ms; what is left of a loaded machine's
-#: scheduling is in it. Without steps it was more than a second.
-WAIT_S = 0.050
+#: scheduling is in it, and machines on which Python takes five times as long (there the step that
+#: puts 10,000 dests in place takes 53 ms). Without steps it was more than a second.
+WAIT_S = 0.100
 PULSE_S = 0.001
 ECHO_REQUEST = 8
 

@@ -40,6 +40,7 @@ from tunlb.lab.topology import (
 
 STATE_DIR = Path("/run/tunlb/lab")
 PREFIX = "tunlb"
+KEEPER = f"{PREFIX}-keeper"
 MAX_SUFFIX = 40
 
 TCP_LISTEN = "0A"
@@ -339,10 +340,13 @@ def processes_in(namespaces: Sequence[str]) -> list[int]:
 
 def named_processes(namespace: str) -> dict[str, int]:
     """The pid of each process in a namespace that tunlb gave a name, such as `tunlb-worker-0`."""
-    found = {}
+    found: dict[str, int] = {}
     for pid in processes_in([namespace]):
         with contextlib.suppress(OSError):  # it may have ended meanwhile
             name = Path(f"/proc/{pid}/comm").read_text().strip()
+            # What the keeper has just forked has its name until it has its own.
+            if name == KEEPER and found.get(name, pid) < pid:
+                continue
             if name.startswith(f"{PREFIX}-"):
                 found[name] = pid
     return found
