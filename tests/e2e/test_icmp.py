@@ -21,7 +21,7 @@ from tests.e2e.kit import (
     service,
     with_lines,
 )
-from tunlb.lab import Lab, clients
+from tunlb.lab import Lab, TunlbProcess, clients
 from tunlb.lab.host import ip
 from tunlb.lab.servers import pattern
 
@@ -50,6 +50,25 @@ def is_too_long(sock: socket.socket) -> bool:
     except OSError as error:
         return error.errno == errno.EMSGSIZE
     return False
+
+
+def learns_the_path_mtu(made: Lab, tunlb: TunlbProcess, family: Family, counter: str) -> None:
+    """A datagram's sender is told, TCP recovers by itself; ``counter`` counts who told them."""
+    vip = made.topology.vips.of(family)
+    with udp_socket(made, vip, 17) as sock:
+        eventually(lambda: is_too_long(sock))
+    with udp_socket(made, vip, 17) as sock:
+        sock.send(b"small enough")
+        assert clients.parse_echo(sock.recv(2000)).data == b"small enough"
+    # The client's kernel remembers for each destination: TCP has to learn it anew.
+    ip("-n", made.client.ns, "-6" if family == "v6" else "-4", "route", "flush", "cache")
+    with clients.connection(made.client, vip, 17, timeout=10) as conn:
+        data = pattern(100_000)
+        assert hashlib.sha256(conn.echo(data)).digest() == hashlib.sha256(data).digest()
+    found = counters(tunlb)
+    assert found[counter] >= 2
+    # Each direction meets the limit a few times, then its sender has learnt.
+    assert found.get("drop.MTU_EXCEEDED", 0) < 50
 
 
 def narrow_in_tunlb(family: Family) -> tuple[Line, ...]:
@@ -104,21 +123,7 @@ def test_a_client_learns_the_path_mtu(
     """Frag needed and packet too big: TCP recovers by itself, a datagram's sender is told."""
     made = lab(topology)
     tunlb = made.start_tunlb(narrow(made, family))
-    vip = made.topology.vips.of(family)
-    with udp_socket(made, vip, 17) as sock:
-        eventually(lambda: is_too_long(sock))
-    with udp_socket(made, vip, 17) as sock:
-        sock.send(b"small enough")
-        assert clients.parse_echo(sock.recv(2000)).data == b"small enough"
-    # The client's kernel remembers for each destination: TCP has to learn it anew.
-    ip("-n", made.client.ns, "-6" if family == "v6" else "-4", "route", "flush", "cache")
-    with clients.connection(made.client, vip, 17, timeout=10) as conn:
-        data = pattern(100_000)
-        assert hashlib.sha256(conn.echo(data)).digest() == hashlib.sha256(data).digest()
-    found = counters(tunlb)
-    assert found[counter] >= 2
-    # Each direction meets the limit a few times, then its sender has learnt.
-    assert found.get("drop.MTU_EXCEEDED", 0) < 50
+    learns_the_path_mtu(made, tunlb, family, counter)
 
 
 @DATA

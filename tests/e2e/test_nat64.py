@@ -26,7 +26,7 @@ from tests.e2e.kit import (
     with_lines,
     workers_of,
 )
-from tests.e2e.test_icmp import NOBODY, SMALL_MTU, is_too_long, udp_socket
+from tests.e2e.test_icmp import NOBODY, SMALL_MTU, learns_the_path_mtu, udp_socket
 from tunlb.lab import Lab, clients
 from tunlb.lab.host import ip
 from tunlb.lab.servers import pattern
@@ -164,19 +164,7 @@ def test_a_client_learns_the_path_mtu(
     """The router on the server's side speaks the other family; TCP recovers by itself."""
     made = lab(topology)
     tunlb = made.start_tunlb(with_lines(made.topology.config_text, *narrow(made, family)))
-    vip = made.topology.vips.of(family)
-    with udp_socket(made, vip, 17) as sock:
-        eventually(lambda: is_too_long(sock))
-    with udp_socket(made, vip, 17) as sock:
-        sock.send(b"small enough")
-        assert clients.parse_echo(sock.recv(2000)).data == b"small enough"
-    ip("-n", made.client.ns, "-6" if family == "v6" else "-4", "route", "flush", "cache")
-    with clients.connection(made.client, vip, 17, timeout=10) as conn:
-        data = pattern(100_000)
-        assert hashlib.sha256(conn.echo(data)).digest() == hashlib.sha256(data).digest()
-    found = counters(tunlb)
-    assert found[counter] >= 2
-    assert found.get("drop.MTU_EXCEEDED", 0) < 50
+    learns_the_path_mtu(made, tunlb, family, counter)
 
 
 def test_a_link_narrower_than_ipv6_allows(lab: LabFactory) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
@@ -14,6 +14,7 @@ from tunlb.wire.ipv4 import MAPPED
 Make = Callable[..., list[Dest]]
 Picks = Callable[..., list[int]]
 PicksFor = Callable[..., list[int]]
+Picked = Callable[[Scheduler, Sequence[int], Sequence[int]], int]
 
 
 @pytest.fixture
@@ -44,6 +45,20 @@ def picks() -> Picks:
             dest = scheduler.schedule(pkt, 0)
             found.append(-1 if dest is None else dest.id)
         return found
+
+    return pick
+
+
+@pytest.fixture
+def picked(make: Make, picks: Picks) -> Picked:
+    """The id that a new scheduler picks first, of dests with these weights and active conns."""
+
+    def pick(scheduler: Scheduler, weights: Sequence[int], active: Sequence[int]) -> int:
+        dests = make(*weights)
+        for dest, count in zip(dests, active, strict=True):
+            dest.actconns = count
+        scheduler.update(dests)
+        return picks(scheduler, 1)[0]
 
     return pick
 

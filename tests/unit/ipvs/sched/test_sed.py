@@ -20,13 +20,8 @@ from tunlb.ipvs.sched.sed import ShortestExpectedDelay
         pytest.param((0, 0), (0, 0), -1, id="none"),
     ],
 )
-def test_shortest_delay(weights, active, expected, make, picks) -> None:
-    scheduler = ShortestExpectedDelay()
-    dests = make(*weights)
-    for dest, count in zip(dests, active, strict=True):
-        dest.actconns = count
-    scheduler.update(dests)
-    assert picks(scheduler, 1) == [expected]
+def test_shortest_delay(weights, active, expected, picked) -> None:
+    assert picked(ShortestExpectedDelay(), weights, active) == expected
 
 
 def test_inactive_conns_do_not_count(make, picks) -> None:
