@@ -53,12 +53,23 @@ e2e: ## real clients and servers in namespaces
 
 .PHONY: e2e-run
 e2e-run:
-	@echo "== end to end"
-	@$(PYTEST) tests/e2e $(ARGS)
+	@$(call end-to-end,end to end,$(CURDIR),)
 
 e2e-pure: pure
-	@echo "== uncompiled, end to end (without the slow ones)"
-	@cd build/pure && PYTHONPATH=$(CURDIR)/build/pure $(PYTEST) tests/e2e -m 'not slow' $(ARGS)
+	@export PYTHONPATH=$(CURDIR)/build/pure && \
+	  $(call end-to-end,uncompiled$(COMMA) end to end (without the slow ones),$(CURDIR)/build/pure,and not slow)
+
+# Tests of bounds in time have the machine to themselves; the others share it, a file at a time,
+# and come last, so that what is printed last is of most tests. ARGS may choose from one half only.
+COMMA := ,
+define end-to-end
+cd $(2) && \
+  echo "== $(1): one at a time" && \
+  { $(PYTEST) tests/e2e -m 'alone $(3)' $(ARGS)$(NONE_IS_FINE) } && \
+  echo "== $(1): $(JOBS) at a time" && \
+  { $(PYTEST) tests/e2e -m 'not alone $(3)' -n $(JOBS) --dist loadfile $(ARGS)$(NONE_IS_FINE) }
+endef
+NONE_IS_FINE = $(if $(ARGS), || [ $$? = 5 ]);
 
 lint: ## format, lint, spelling, who imports whom
 	@$(SETUP)

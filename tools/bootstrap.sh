@@ -248,20 +248,35 @@ make_venv() {
 
 rooms() { find tunlb -name '*.pxd' | sort | while read -r header; do echo "$header" "${header%.pxd}.py"; done; }
 
+# tell_compiled COUNT SINCE: every half minute, how many of COUNT rooms are newer than that file.
+tell_compiled() {
+    while sleep 30 >/dev/null 2>&1; do
+        echo "      $(find build -name '*.o' -newer "$2" | wc -l) of $1 compiled"
+    done
+}
+
 # compile WHERE: the rooms of the tree in WHERE, in place; the stamp keeps a second run quick.
 compile() {
     cd "$ROOT/$1"
-    local python=$ROOT/$VENV/bin/python stamp=build/compiled key library room
+    local python=$ROOT/$VENV/bin/python stamp=build/compiled key library room count teller status=0
     # shellcheck disable=SC2046
     key=$(digest setup.py "$ROOT/$VENV/pyvenv.cfg" $(rooms))
     if [[ $(cat "$stamp" 2>/dev/null) != "$key" ]]; then
-        step 4 "compiling $(rooms | wc -l) rooms${2:+ ($2)}"
+        count=$(rooms | wc -l)
+        step 4 "compiling $count rooms${2:+ ($2)}: some minutes on a small machine"
         # A module that is no room any more must not be shadowed by what was built of it.
         find tunlb -name '*.so' | while read -r library; do
             room=${library%%.cpython-*}
             [[ -e $room.pxd ]] || rm -f "$library"
         done
-        quietly "compiling" "$python" setup.py -q build_ext --inplace || exit 1
+        mkdir -p build
+        : >build/compiling
+        tell_compiled "$count" build/compiling &
+        teller=$!
+        quietly "compiling" "$python" setup.py -q build_ext --inplace || status=$?
+        kill "$teller"
+        wait "$teller" 2>/dev/null || true
+        [[ $status == 0 ]] || exit 1
         if [[ $("$python" -c 'import tunlb; print(tunlb.build())') == compiled ]]; then
             echo "$key" >"$stamp"
         else

@@ -21,7 +21,7 @@ LabFactory = Callable[[str | Topology], Lab]
 T = TypeVar("T")
 
 
-def eventually(what: Callable[[], T], seconds: float = 5.0) -> T:
+def eventually(what: Callable[[], T], seconds: float = 15.0) -> T:
     """The first true value that `what` returns."""
     deadline = time.monotonic() + seconds
     while not (value := what()):

@@ -33,7 +33,7 @@ BENCH = [sys.executable, "-m", "tunlb", "bench"]
 NO_BALANCERS = ("direct", "reflector", "reflector-mtu")
 SHORT = ["--name", NAME, "--rounds", "1", "--seconds", "0.3"]
 
-pytestmark = pytest.mark.usefixtures("privileged")
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("privileged")]
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from tunlb.bench.network import CRR_PORT, SERVERS, Ends, Network, Pins, Standing
 from tunlb.bench.samples import BenchError
 
 # nothing of tunlb's own build takes part
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
 SECONDS = 0.3
 # Far from what any machine gives: these tell a misread unit, not a slow machine.

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 # nothing of tunlb's own build takes part
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
 LOOPBACK = "127.0.0.1"
 SOURCES = Path(__file__).resolve().parents[2] / "bench"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -131,13 +132,16 @@ def rates(made: Lab, tunlb: TunlbProcess, text: str) -> None:
             sock.setblocking(False)
             assert sock.connect_ex((made.topology.vips.v4, ECHO)) in (0, errno.EINPROGRESS)
         assert connects(made, "v4", OTHER["v4"])
-        up = 0
-        for sock in socks:
-            with contextlib.suppress(OSError):
-                sock.settimeout(0.001)
-                up += bool(sock.recv(100))
+        up: set[socket.socket] = set()
+        deadline = time.monotonic() + 10
+        while len(up) < 38 and time.monotonic() < deadline:
+            for sock in socks:
+                with contextlib.suppress(OSError):
+                    sock.settimeout(0.001)
+                    if sock not in up and sock.recv(100):
+                        up.add(sock)
         # A SYN that was dropped is sent again after a second, when there are some tokens again.
-        assert 38 <= up <= 70
+        assert 38 <= len(up) <= 70
 
 
 def defence(made: Lab, tunlb: TunlbProcess, text: str) -> None:

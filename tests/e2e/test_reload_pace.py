@@ -16,6 +16,8 @@ import pytest
 from tests.e2e.kit import COMPILED, LabFactory, Line, stopped, text_of, with_lines, workers_of
 from tunlb.lab import Lab, TunlbProcess
 
+pytestmark = pytest.mark.alone
+
 SERVICES = 1000
 DESTS = 10
 #: No packet may wait longer for the worker. The aim is 20 ms; what is left of a loaded machine's

@@ -38,6 +38,8 @@ from tests.e2e.test_modes import PLANNED_DROPS
 from tunlb.lab import TOPOLOGIES, Host, Lab, Topology, TunlbProcess, clients
 from tunlb.lab.servers import pattern
 
+pytestmark = pytest.mark.alone
+
 FLOOD = Path(__file__).with_name("synflood.py")
 RATE = 10_000 if COMPILED else 1000  # SYNs a second
 SIZE = 20_000_000 if COMPILED else 2_000_000

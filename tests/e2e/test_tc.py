@@ -10,6 +10,8 @@ import pytest
 from tests.e2e.kit import LabFactory, counters, with_lines
 from tunlb.lab import Lab, clients
 
+pytestmark = pytest.mark.alone
+
 RATE = 0.02  #: Gbit/s
 SECONDS = 2
 

@@ -27,6 +27,8 @@ from tests.e2e.kit import (
 from tunlb.lab import Lab, TunlbProcess, clients
 from tunlb.lab.net import named_processes
 
+pytestmark = pytest.mark.alone
+
 CROWD = 1000 if COMPILED else 200
 KILLS = 12
 #: A retransmission of TCP takes 200 ms at least, and a second one 400 ms more.

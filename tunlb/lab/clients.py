@@ -65,7 +65,7 @@ def url(address: str, port: int, path: str = "/") -> str:
     return f"http://{literal}:{port}{path}"
 
 
-def fetch(host: Host, target: str, *, timeout: float = 5.0, python: str | None = None) -> Fetch:
+def fetch(host: Host, target: str, *, timeout: float = 10.0, python: str | None = None) -> Fetch:
     """GETs a URL by curl. With `python`, that interpreter does it where curl is not there."""
     limit = f"{timeout:g}"
     if python is not None and shutil.which("curl") is None:
@@ -126,7 +126,7 @@ def _family(address: str) -> socket.AddressFamily:
 class EchoConnection:
     """An open TCP connection to an echo service, to hold across whatever a test does."""
 
-    def __init__(self, host: Host, address: str, port: int, *, timeout: float = 5.0) -> None:
+    def __init__(self, host: Host, address: str, port: int, *, timeout: float = 10.0) -> None:
         self._sock = host.socket(_family(address), socket.SOCK_STREAM)
         try:
             self._sock.settimeout(timeout)
@@ -158,7 +158,7 @@ class EchoConnection:
 
 @contextlib.contextmanager
 def connection(
-    host: Host, address: str, port: int, *, timeout: float = 5.0
+    host: Host, address: str, port: int, *, timeout: float = 10.0
 ) -> Iterator[EchoConnection]:
     conn = EchoConnection(host, address, port, timeout=timeout)
     try:
@@ -206,7 +206,7 @@ def pulse(host: Host, address: str, port: int, *, rate: int = 1000) -> Meter:
 
 
 def tcp_echo(
-    host: Host, address: str, port: int, data: bytes = b"tunlb", *, timeout: float = 5.0
+    host: Host, address: str, port: int, data: bytes = b"tunlb", *, timeout: float = 10.0
 ) -> Echo:
     """Connects, echoes `data` (at most what fits the socket buffers), and closes."""
     with connection(host, address, port, timeout=timeout) as conn:

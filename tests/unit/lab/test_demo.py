@@ -73,7 +73,7 @@ def test_the_tables_hold_every_figure() -> None:
     assert ["s1", "2", "20", "6"] in cells
     assert ["s3", "1", "10", "3"] in cells
     assert ["TCP, 1 stream, 3 s", "7.50", "3 segments resent"] in cells
-    assert ["UDP, 200Mb/s offered, 2 s", "0.199", "0.50 %"] in cells
+    assert [f"UDP, {demo.UDP_BITRATE}b/s offered, 2 s", "0.199", "0.50 %"] in cells
 
 
 def counting(update: demo.Update) -> str:
