@@ -57,7 +57,10 @@ e2e-run:
 
 e2e-pure: pure
 	@export PYTHONPATH=$(CURDIR)/build/pure && \
-	  $(call end-to-end,uncompiled$(COMMA) end to end (without the slow ones),$(CURDIR)/build/pure,and not slow)
+	  $(call end-to-end,uncompiled$(COMMA) end to end (without the slow ones),$(CURDIR)/build/pure,and not slow,$(FEW))
+
+# In continuous integration some minutes less: the first and the last variant of each test.
+FEW := $(if $(filter true,$(CI)),--few)
 
 # Tests of bounds in time have the machine to themselves; the others share it, a file at a time,
 # and come last, so that what is printed last is of most tests. ARGS may choose from one half only.
@@ -65,9 +68,9 @@ COMMA := ,
 define end-to-end
 cd $(2) && \
   echo "== $(1): one at a time" && \
-  { $(PYTEST) tests/e2e -m 'alone $(3)' $(ARGS)$(NONE_IS_FINE) } && \
+  { $(PYTEST) tests/e2e -m 'alone $(3)' $(4) $(ARGS)$(NONE_IS_FINE) } && \
   echo "== $(1): $(JOBS) at a time" && \
-  { $(PYTEST) tests/e2e -m 'not alone $(3)' -n $(JOBS) --dist loadfile $(ARGS)$(NONE_IS_FINE) }
+  { $(PYTEST) tests/e2e -m 'not alone $(3)' -n $(JOBS) --dist loadfile $(4) $(ARGS)$(NONE_IS_FINE) }
 endef
 NONE_IS_FINE = $(if $(ARGS), || [ $$? = 5 ]);
 

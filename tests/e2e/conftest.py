@@ -19,11 +19,33 @@ HERE = Path(__file__).parent
 LabFactory = Callable[[str | Topology], Lab]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--few",
+        action="store_true",
+        help="of an end-to-end test with many parameters only the first and the last",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Every test in this folder is an end-to-end test."""
+    ours = [item for item in items if HERE in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.e2e)
+    if config.getoption("--few"):
+        left_out = set(ours) - set(first_and_last(ours))
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=list(left_out))
+
+
+def first_and_last(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Of the tests made of one function by parameters the first and the last that may run."""
+    made_of: dict[tuple[Path, str], list[pytest.Item]] = {}
     for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.e2e)
+        if item.get_closest_marker("slow") is None:
+            function = getattr(item, "originalname", item.name)
+            made_of.setdefault((item.path, function), []).append(item)
+    return [item for same in made_of.values() for item in dict.fromkeys((same[0], same[-1]))]
 
 
 def demand(problems: Sequence[str]) -> None:
