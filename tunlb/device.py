@@ -201,14 +201,21 @@ def _exists(name: str) -> bool:
 
 
 def holders(name: str) -> str:
-    """Who has a device of this name open, as far as we may look: "pid 7 (qemu)"."""
-    found: list[str] = []
+    """Who has a device of this name open, as far as we may look: "pid 7 (qemu)".
+
+    Other namespaces may have devices of the same name: whoever is in ours is meant, if anybody is.
+    """
+    here: list[str] = []
+    elsewhere: list[str] = []
+    ours = os.stat("/proc/self/ns/net").st_ino
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             if any(_is_queue(f"/proc/{pid}", fd, name) for fd in os.listdir(f"/proc/{pid}/fd")):
                 with open(f"/proc/{pid}/comm") as comm:
-                    found.append(f"pid {pid} ({comm.read().strip()})")
-    return ", ".join(found)
+                    who = f"pid {pid} ({comm.read().strip()})"
+                is_here = os.stat(f"/proc/{pid}/ns/net").st_ino == ours
+                (here if is_here else elsewhere).append(who)
+    return ", ".join(here or elsewhere)
 
 
 def _is_queue(process: str, fd: str, name: str) -> bool:

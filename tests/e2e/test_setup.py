@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -307,14 +308,40 @@ def test_a_device_without_owner_is_warned_of(
     assert "lb0 has no owner: any user may attach to it" in capsys.readouterr().err
 
 
+NAMESAKE = """
+import sys
+from tunlb.device import open_device
+open_device("lb0", multi_queue=True)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def namesake() -> Iterator[None]:
+    """A process with a device of the same name in a namespace of its own."""
+    words = ["unshare", "--net", sys.executable, "-c", NAMESAKE]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        yield
+        process.stdin.close()
+
+
 def test_a_device_that_ends_with_its_process(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place.write(ON_BRIDGE)
     fd = open_device("lb0", multi_queue=True).fd
     try:
-        assert place.tunlb("setup") == 71
-        assert f"lb0 exists only as long as pid {os.getpid()} (" in capsys.readouterr().err
+        with namesake():
+            assert place.tunlb("setup") == 71
+        error = capsys.readouterr().err
+        assert f"lb0 exists only as long as pid {os.getpid()} (" in error
+        assert error.count("pid ") == 1
     finally:
         os.close(fd)
 
