@@ -403,6 +403,17 @@ def test_which_path_takes_a_whole_datagram(net: Net, line: Any, most: int) -> No
     assert rig.counters()["NAT64_CUT"] == cuts
 
 
+@pytest.mark.parametrize("size", [960, 1100, 1223, 1224, 1225, WHOLE])
+def test_a_route_narrower_than_ipv6_allows(net: Net, size: int) -> None:
+    """Nothing of up to 1280 bytes is cut, or made longer than it is."""
+    side = Side(rig := Rig(reached(net.af, gateway=True, mtu=1000)), net).opened()
+    ports = (CPORT, VPORT) if net.af == 4 else (DPORT, side.lport)
+    port, frame = long_one(side, datagram(*ports, DATA[:size]), df=False)
+    seen = check(one(rig.receive(port, vnet(frame))).frame, ip(version=6, total_len=48 + size))
+    assert seen.payload == DATA[:size]
+    assert "NAT64_CUT" not in rig.counters()
+
+
 def test_a_reload_tells_of_the_path() -> None:
     side = Side(rig := Rig(reached(6, gateway=True)), V6).opened()
     frame = vnet(long_one(side, datagram(DPORT, side.lport, DATA[:1300]), df=False)[1])
