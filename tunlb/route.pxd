@@ -7,6 +7,7 @@ cdef class Route:
     cdef public bint on_link
     cdef public unsigned long long via_hi, via
     cdef public int mtu
+    cdef public bint mtu_known
 
 @cython.final
 cdef class Prefixes:

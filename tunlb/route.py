@@ -16,7 +16,8 @@ class Route:
     """Where packets for a prefix go: out of ``netif``, to ``via`` or, when it has none, to the
     destination itself.
 
-    ``mtu`` is in IP bytes.
+    ``mtu`` is in IP bytes. ``mtu_known``: all of the path takes it, because the destination is on
+    the link, or because the route's line says so. A TUN's link is only the way to the kernel.
     """
 
     def __init__(self, netif: Netif, via: tuple[int, int] | None = None, mtu: int = 0) -> None:
@@ -24,6 +25,7 @@ class Route:
         self.on_link = via is None
         self.via_hi, self.via = (0, 0) if via is None else via
         self.mtu = min(mtu or netif.mtu, netif.mtu)
+        self.mtu_known = mtu > 0 or (self.on_link and not netif.tun)
 
 
 class Prefixes:

@@ -134,6 +134,26 @@ def test_datagrams_larger_than_the_mtu(lab: LabFactory) -> None:
     assert found["NAT64_CUT"] > 100
 
 
+@pytest.mark.parametrize(("topology", "cuts"), [("tun", 1), ("one-arm", 0)])
+def test_a_sender_that_does_not_listen(lab: LabFactory, topology: str, cuts: int) -> None:
+    """A link behind the next router is narrow, and nobody could tell the sender: without DF a
+    datagram is cut so that every IPv6 link takes it. On a link of our own it needs no cut.
+    """
+    made = lab(topology)
+    more = narrow(made, "v4", SMALL_MTU if cuts else 1500)
+    tunlb = made.start_tunlb(with_lines(made.topology.config_text, *more))
+    with made.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(3)
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+        sock.connect((made.topology.vips.v4, 17))
+        sock.send(pattern(1400))
+        assert clients.parse_echo(sock.recv(2000)).data == pattern(1400)
+    found = counters(tunlb)
+    assert found.get("NAT64_CUT", 0) == cuts
+    assert found.get("ICMP_RELATED", 0) == 0
+    assert drops(found) <= PLANNED - {"MTU_EXCEEDED"}, found
+
+
 def narrow(lab: Lab, family: Family, size: int = SMALL_MTU) -> list[Line]:
     """Services whose one dest, of the other family, is behind a router with a small MTU."""
     inside = CROSSED[family]

@@ -341,21 +341,33 @@ def test_behind_extension_headers() -> None:
     assert rig.counters()["FRAGMENT_LATER"] == 2
 
 
-@pytest.mark.parametrize("proto", [1, 58, 132])
-def test_a_service_of_something_else_drops_them(net: Net, proto: int) -> None:
-    """SCTP's checksum is of all of it, a ping's identifier is in the first one alone."""
-    if proto == (58 if net.af == 4 else 1):
-        proto = 132
-    line = service(net, "sctp" if proto == 132 else "icmp", "fnat")
-    if proto != 132:
-        del line["vport"]
-    to = dest(net)
-    if proto != 132:
-        del to["dport"]
+def test_a_service_of_something_else_drops_them(net: Net) -> None:
+    """A ping's identifier is in the first one alone."""
+    proto = 1 if net.af == 4 else 58
+    line, to = service(net, "icmp", "fnat"), dest(net)
+    del line["vport"], to["dport"]
     rig = Rig(text(*ports(net), default_route(net), *neighbours(net), line, to))
     for at, more in ((0, True), (64, False)):
         dropped(rig, "wan", raw(net, at, 64, more, proto=proto), "FRAGMENT")
     assert rig.director.ipvs.conns.count == 0
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(
+    "keys", [{"client_ip": "proxy-v2"}, {"reset_on_expire": True}], ids=["proxy", "reset"]
+)
+def test_of_a_segment_that_cannot_be_changed_in_part(
+    net: Net, keys: dict[str, Any], backwards: bool
+) -> None:
+    """What is done to its conn's segments needs the whole: nothing of it arrives."""
+    rig = Rig(balanced(net, "tcp", "fnat", **keys))
+    syn = packet(net.remote, net.vip, segment(CPORT, VPORT, flags="S"))
+    rig.send("wan", [framed(syn, WAN_MAC, ROUTER_MAC)])
+    whole = packet(net.remote, net.vip, segment(CPORT, VPORT, DATA, flags="PA"))
+    parts = [framed(part, WAN_MAC, ROUTER_MAC) for part in cut(whole)]
+    assert rig.send("wan", reversed(parts) if backwards else parts) == []
+    assert rig.counters()["drop.FRAGMENT"] == 3
+    assert rig.counters()["IPVS_IN_PACKETS"] == 1
 
 
 def test_of_a_first_one_that_was_refused(net: Net) -> None:

@@ -18,8 +18,11 @@ from tests.flow.kit import (
     WAN_MAC,
     Net,
     Rig,
+    dest,
     dropped,
+    neigh,
     one,
+    service,
     states,
     text,
 )
@@ -322,7 +325,7 @@ def test_options_before_the_fragment_header_are_left_out() -> None:
 
 
 def narrow(net: Net, proto: str) -> str:
-    """A link of 1400 bytes towards whoever speaks IPv6."""
+    """A link of 1400 bytes towards whoever speaks IPv6; a client is behind a router."""
     return configured(net, proto, **{"wan" if net.af == 6 else "lan": {"mtu": 1400}})
 
 
@@ -350,6 +353,87 @@ def test_a_datagram_without_df_is_cut(net: Net, how: str) -> None:
     counted = rig.counters()
     assert (counted["NAT64_CUT"], counted["NAT64_PACKETS"]) == (1, 2)
     assert counted.get("NAT64_CHECKSUMS", 0) == (how == "none")
+
+
+def reached(af: int, **line: Any) -> str:
+    """A service for clients of one family; the side that speaks IPv6 is reached by this route."""
+    net = NETS[af]
+    v6 = "wan" if af == 6 else "lan"
+    lines = [each for each in both() if each["kind"] != "route" or each["dst"] != "::/0"]
+    far, mac = (V6.remote, ROUTER_MAC) if af == 6 else (V6.dest, DEST_MAC)
+    if line.pop("gateway", False):
+        line["via"] = V6.router if af == 6 else V6.dest2
+    lines.append({"kind": "route", "dst": far + "/128", "port": v6, **line})
+    lines.append(neigh(v6, line.get("via", far), mac))
+    lines = list({str(each): each for each in lines}.values())  # each neighbour once
+    inside = OTHER[af]
+    return text(*lines, service(net, "udp", laddrs=[inside.laddr]), dest(net, daddr=inside.dest))
+
+
+NETS = {4: V4, 6: V6}
+WHOLE = 1280 - 40 - 8  #: bytes of a datagram that any IPv6 link takes in one piece
+
+
+@pytest.mark.parametrize(
+    ("line", "most"),
+    [
+        pytest.param({"gateway": True}, WHOLE, id="behind a router"),
+        pytest.param({}, 1500 - 48, id="on the link"),
+        pytest.param({"gateway": True, "mtu": 1400}, 1400 - 48, id="a route that says it"),
+        pytest.param({"gateway": True, "mtu": 1500}, 1500 - 48, id="a route that says the most"),
+        pytest.param({"mtu": 1280}, WHOLE, id="on the link, narrowed"),
+    ],
+)
+def test_which_path_takes_a_whole_datagram(net: Net, line: Any, most: int) -> None:
+    """RFC 7915 section 4: without DF all must fit the path, or 1280 bytes where that is unknown."""
+    side = Side(rig := Rig(reached(net.af, **line)), net).opened()
+    ports = (CPORT, VPORT) if net.af == 4 else (DPORT, side.lport)
+    for size in (WHOLE - 1, most, most + 1, 1472):
+        data = DATA[:size]
+        port, frame = long_one(side, datagram(*ports, data), df=False)
+        verdict, sent = rig.receive(port, vnet(frame))
+        assert verdict == Verdict.ACCEPT
+        if size > most:
+            headers = side.seen(sent, data) if net.af == 4 else side.heard(sent, data)
+            assert [header.total_len for header in headers] == [1280, 48 + 8 + size - PIECE]
+        else:
+            seen = check(one((verdict, sent)).frame, ip(version=6, total_len=48 + size))
+            assert seen.payload == data
+    cuts = (most < WHOLE - 1) + (most + 1 > most) + (most < 1472)
+    assert rig.counters()["NAT64_CUT"] == cuts
+
+
+@pytest.mark.parametrize("size", [960, 1100, 1223, 1224, 1225, WHOLE])
+def test_a_route_narrower_than_ipv6_allows(net: Net, size: int) -> None:
+    """Nothing of up to 1280 bytes is cut, or made longer than it is."""
+    side = Side(rig := Rig(reached(net.af, gateway=True, mtu=1000)), net).opened()
+    ports = (CPORT, VPORT) if net.af == 4 else (DPORT, side.lport)
+    port, frame = long_one(side, datagram(*ports, DATA[:size]), df=False)
+    seen = check(one(rig.receive(port, vnet(frame))).frame, ip(version=6, total_len=48 + size))
+    assert seen.payload == DATA[:size]
+    assert "NAT64_CUT" not in rig.counters()
+
+
+def test_a_reload_tells_of_the_path() -> None:
+    side = Side(rig := Rig(reached(6, gateway=True)), V6).opened()
+    frame = vnet(long_one(side, datagram(DPORT, side.lport, DATA[:1300]), df=False)[1])
+    assert len(rig.receive("lan", frame)[1]) == 2
+    rig.reload(reached(6, gateway=True, mtu=1480))
+    assert len(rig.receive("lan", frame)[1]) == 1
+    rig.reload(reached(6, gateway=True))
+    assert len(rig.receive("lan", frame)[1]) == 2
+
+
+@pytest.mark.parametrize("how", ["df", "offloaded"])
+def test_what_is_left_whole_behind_a_router(how: str) -> None:
+    """With DF its sender hears of the path; an offloaded one is cut by whoever takes it."""
+    side = Side(rig := Rig(configured(V6, "udp")), V6).opened()
+    data = DATA[:1452] if how == "df" else DATA[:2800]
+    port, frame = long_one(side, datagram(DPORT, side.lport, data), df=how == "df")
+    raw = vnet(frame, needs_csum=True, gso_type=5, gso_size=1400) if how != "df" else vnet(frame)
+    seen = check(one(rig.receive(port, raw)).frame, ip(version=6))
+    assert seen.payload == data
+    assert "NAT64_CUT" not in rig.counters()
 
 
 class Watcher(Hook):

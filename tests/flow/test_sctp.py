@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from tests.flow.fragmenting import cut
-from tests.flow.fragmenting import framed as fragment
 from tests.flow.kit import (
     DEST_MAC,
     LAN_MAC,
@@ -250,14 +248,6 @@ def test_addresses_that_an_init_names_stay(net: Net) -> None:
     conn = Association(Rig(balanced(net, "sctp")), net)
     conn.up(init(params=v4 + v6), vtag=0)
     conn.down(init(kind=INIT_ACK, params=v4 + struct.pack("!HH4s", 7, 8, b"tick")))
-
-
-def test_fragments_are_dropped(net: Net) -> None:
-    """The checksum's change depends on the length of the whole, which no fragment tells."""
-    rig = Rig(balanced(net, "sctp"))
-    big = init(params=struct.pack("!HH", 0x8001, 1604) + bytes(1600))
-    for part in cut(packet(net.remote, net.vip, build(40000, 80, big))):
-        dropped(rig, "wan", fragment(part, WAN_MAC, ROUTER_MAC), "FRAGMENT")
 
 
 # -- who may open an association

@@ -87,6 +87,17 @@ def test_on_link_or_by_a_gateway() -> None:
     assert (route.on_link, route.via_hi, route.via) == (False, 0, MAPPED | 1)
 
 
+def test_whose_path_is_known() -> None:
+    """That of a neighbour is the link; of what is further away somebody has to tell."""
+    via = (0, MAPPED | 1)
+    tun = Netif(1, "tun0", 0, 1500, tun=True)
+    assert Route(PORT).mtu_known
+    assert Route(PORT, via, 1400).mtu_known
+    assert Route(tun, mtu=1400).mtu_known
+    assert not Route(PORT, via).mtu_known
+    assert not Route(tun).mtu_known, "the kernel is not the end of the path"
+
+
 # Few bits vary, so that prefixes nest and addresses meet them.
 bits = st.sampled_from((0, 1, 1 << 31, 1 << 8, 3 << 30, 0xFFFFFFFF))
 v4 = bits.map(ipaddress.IPv4Address)

@@ -38,6 +38,7 @@ cdef class Fragments:
     cdef bint _measure(self, Packet pkt) noexcept
     @cython.locals(p=Bytes)
     cdef int _fragment_header(self, Packet pkt) noexcept
+    cdef bint _has_ports(self, Packet pkt) noexcept
     cdef int _unbalanced(self, Packet pkt) noexcept
     cdef int _first(self, Packet pkt, long long now) except -1
     @cython.locals(p=Bytes)

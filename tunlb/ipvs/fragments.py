@@ -3,8 +3,9 @@
 Heads up: read RFC 791 section 3.2, RFC 8200 section 4.5 and RFC 1858 beside this file. Only the
 first fragment has ports. It is remembered (see datagrams.py) and goes the way of any packet, but
 for a checksum that covers bytes which it does not have: an incremental update is right all the
-same. A later fragment takes the ports of its first one, finds the same conn, and gets its addresses
-rewritten, nothing behind the IP header. No datagram is ever put together.
+same. (Not so SCTP's, whose change depends on the length of the whole: its fragments pass where no
+port changes.) A later fragment takes the ports of its first one, finds the same conn, and gets its
+addresses rewritten, nothing behind the IP header. No datagram is ever put together.
 
 A later fragment that comes before the first is held for at most HOLD_MS, and goes on behind the
 first. One source has few of the places; who floods us from many only pushes out other late ones.
@@ -40,8 +41,16 @@ from tunlb.ipvs.service import Service
 from tunlb.ipvs.transmit import Transmit
 from tunlb.netif import Netif
 from tunlb.outbox import Outbox, copy_of
-from tunlb.packet import FIRST_FRAGMENT, HOST, IPPROTO_TCP, IPPROTO_UDP, Packet
+from tunlb.packet import (
+    FIRST_FRAGMENT,
+    HOST,
+    IPPROTO_SCTP,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    Packet,
+)
 from tunlb.wire.ipv6 import AUTH, DEST_OPTIONS, FRAGMENT, MAX_EXTENSIONS
+from tunlb.wire.sctp import CHUNK_HEADER_LEN, HEADER_LEN
 
 if cython.compiled:
     from cython.cimports.tunlb.ipvs import rewrite
@@ -64,6 +73,9 @@ _HOST = cython.declare(cython.int, HOST)
 _FIRST_FRAGMENT = cython.declare(cython.int, FIRST_FRAGMENT)
 _TCP = cython.declare(cython.int, IPPROTO_TCP)
 _UDP = cython.declare(cython.int, IPPROTO_UDP)
+_SCTP = cython.declare(cython.int, IPPROTO_SCTP)
+_SCTP_LEAST = cython.declare(cython.int, HEADER_LEN + CHUNK_HEADER_LEN)
+_CHUNK_LEAST = cython.declare(cython.uint, CHUNK_HEADER_LEN)
 _NO_REWRITE = cython.declare(cython.int, NO_REWRITE)
 _XMIT = cython.declare(cython.int, XMIT)
 _FRAGMENT_HEADER = cython.declare(cython.int, FRAGMENT)
@@ -147,7 +159,7 @@ class Fragments:
             return _STOP
         if pkt.fragment == _FIRST_FRAGMENT:
             return self._first(pkt, now)
-        if pkt.proto != _TCP and pkt.proto != _UDP:
+        if not self._has_ports(pkt):
             # Extension headers may hide the transport of a later one.
             if pkt.af == 4 or not (pkt.proto == _DEST_OPTIONS or pkt.proto == _AUTH):
                 return self._unbalanced(pkt)
@@ -194,6 +206,9 @@ class Fragments:
             at += length
         return -1
 
+    def _has_ports(self, pkt: Packet) -> cython.bint:
+        return pkt.proto == _TCP or pkt.proto == _UDP or pkt.proto == _SCTP
+
     def _unbalanced(self, pkt: Packet) -> cython.int:
         """Of a protocol whose fragments have no conns: routed, or dropped by local input. But what
         may be of a conn is not let pass as it is.
@@ -205,7 +220,7 @@ class Fragments:
     # -- the first one
 
     def _first(self, pkt: Packet, now: cython.longlong) -> cython.int:
-        if pkt.proto != _TCP and pkt.proto != _UDP:
+        if not self._has_ports(pkt):
             return self._unbalanced(pkt)
         if not self._transport(pkt):
             return pkt.drop(_INVALID)
@@ -233,17 +248,24 @@ class Fragments:
         return _ACCEPT
 
     def _transport(self, pkt: Packet) -> cython.bint:
-        """Ports and flags; False unless the whole header is there (RFC 1858, RFC 7112)."""
+        """Ports and flags; False unless the whole header is there (RFC 1858, RFC 7112), and with
+        SCTP the header of its first chunk, which says what the packet is.
+        """
         p = pkt.p
         l4: cython.Py_ssize_t = pkt.l4
         room: cython.int = pkt.end - l4
-        if room < (20 if pkt.proto == _TCP else 8):
+        if room < 8:
             return False
         if pkt.proto == _TCP:
+            if room < 20:
+                return False
             header: cython.int = (p[l4 + 12] >> 4) * 4
             if header < 20 or header > room:
                 return False
             pkt.tcp_flags = p[l4 + 13]
+        elif pkt.proto == _SCTP:
+            if room < _SCTP_LEAST or pkt.be16(l4 + 14) < _CHUNK_LEAST:
+                return False
         pkt.sport = pkt.be16(l4)
         pkt.dport = pkt.be16(l4 + 2)
         return True
@@ -301,14 +323,14 @@ class Fragments:
         if transmit.admit(pkt, row, direction, now) != 0:
             return _DROP
         flags: cython.int = conns.h[row * 64 + _H_FLAGS]
+        if not transmit._takes_fragments(row):
+            return pkt.drop(_FRAGMENT)
         length: cython.int = pkt.end - pkt.l3
         if not flags & _NO_REWRITE:
             self._rewrite(pkt, row, direction)
         transmit._lower_ttl(pkt)
         if flags & _XMIT:
             mode: Mode = transmit.modes[conns.b[row * 128 + _B_FWDMODE]]
-            if not mode.takes_fragments:
-                return pkt.drop(_FRAGMENT)
             if mode.cuts and length > conns.h[row * 64 + _H_MTU + direction]:
                 self.counters.add(_SEEN_LATER, 1)
                 return transmit._cut(pkt, row, direction, dest, length)

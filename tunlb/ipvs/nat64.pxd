@@ -6,10 +6,12 @@ from tunlb.ipvs.service cimport Service
 from tunlb.ipvs.xmit.fnat cimport FullNat
 from tunlb.outbox cimport Sender
 from tunlb.packet cimport Packet
+from tunlb.route cimport Route, RouteTable
 
 cdef class Nat64(FullNat):
     cdef public Counters counters
     cdef public Sender sender
+    cdef public RouteTable routes
     cdef Packet _piece
     cdef unsigned int _ident
 
@@ -19,7 +21,7 @@ cdef class Nat64(FullNat):
     @cython.locals(q="unsigned long long*")
     cpdef int xmit(
         self, Packet pkt, ConnTable conns, long long row, int direction, Dest dest, long long now) except -1
-    cdef bint _apart(self, Packet pkt, ConnTable conns, long long row, int direction) noexcept
+    cdef bint _apart(self, Packet pkt, ConnTable conns, long long row, int direction) except -1
     cdef int _cut(self, Packet pkt, long long now) except -1
     cpdef int relate(
         self, Packet pkt, ConnTable conns, long long row, int direction, Dest dest, long long now) except -1

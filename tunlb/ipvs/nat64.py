@@ -3,8 +3,8 @@ one (RFC 7915; DPVS: the v6 to v4 half of src/ipvs/ip_vs_xmit.c).
 
 Nobody names this mode: an ``fnat`` dest has it when its family is not its vaddr's. The keys of a
 row fit as they are, because an IPv4 address is kept as ``::ffff:a.b.c.d``. The families differ by
-20 bytes of header, which is all that the MTUs of the two sides have to know: what is longer because
-it is a fragment is cut.
+20 bytes of header, which is all that the MTUs of the two sides have to know. What is too long for
+IPv6, and has a sender who may not listen when told so, is cut here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from tunlb.ipvs.dest import FWD_NAT64, Dest
 from tunlb.ipvs.laddr import LportPools
 from tunlb.ipvs.service import Service
 from tunlb.ipvs.xmit.fnat import FullNat
+from tunlb.netif import Addresses
 from tunlb.outbox import Sender
 from tunlb.packet import IPPROTO_SCTP, LATER_FRAGMENT, Packet
+from tunlb.route import Route, RouteTable
 from tunlb.wire.translate import PIECE
 
 if cython.compiled:
@@ -47,6 +49,7 @@ _FLAGS = cython.declare(cython.int, FLAGS)
 _SCTP = cython.declare(cython.int, IPPROTO_SCTP)
 _LATER = cython.declare(cython.int, LATER_FRAGMENT)
 _PIECE = cython.declare(cython.int, PIECE)
+_WHOLE = cython.declare(cython.int, PIECE + 8)  # without the fragment header
 _TRANSLATED = cython.declare(cython.int, Event.NAT64_PACKETS)
 _CHECKSUMMED = cython.declare(cython.int, Event.NAT64_CHECKSUMS)
 _CUT = cython.declare(cython.int, Event.NAT64_CUT)
@@ -69,10 +72,14 @@ class Nat64(FullNat):
         super().__init__(pools)
         self.counters = counters
         self.sender = sender
+        self.routes = RouteTable()
         self._piece = Packet()  # not the sender's, which may be the one to cut
         # Workers may share a laddr, and an identification must not be used twice at a time. A
         # successor begins anew, which only matters to datagrams that are in fragments right then.
         self._ident = pools.residue
+
+    def rewire(self, addresses: Addresses, routes: RouteTable) -> None:
+        self.routes = routes
 
     def bind(
         self,
@@ -150,16 +157,19 @@ class Nat64(FullNat):
     def _apart(
         self, pkt: Packet, conns: ConnTable, row: cython.longlong, direction: cython.int
     ) -> cython.bint:
-        """Must an IPv4 packet be cut for IPv6? A fragment where not every IPv6 link takes it (RFC
-        7915 section 4), a whole one where ours does not and its sender allows it.
+        """Must an IPv4 packet be cut for IPv6 (RFC 7915 section 4)? A fragment must when not every
+        IPv6 link takes it, a whole one without DF when the path may not. ``daddr`` is the one that
+        it will have.
         """
+        length: cython.int = pkt.end - pkt.l4
         if pkt.fragment != 0:
-            return pkt.end - pkt.l4 > _PIECE
-        return (
-            pkt.p[pkt.l3 + 6] & 0x40 == 0
-            and pkt.gso_type == 0
-            and pkt.end - pkt.l3 > conns.h[row * 64 + _H_MTU + direction]
-        )
+            return length > _PIECE
+        if length <= _WHOLE or pkt.p[pkt.l3 + 6] & 0x40 != 0 or pkt.gso_type != 0:
+            return False
+        route: Route | None = self.routes.lookup(pkt.daddr_hi, pkt.daddr)
+        if route is None or not route.mtu_known:
+            return True
+        return pkt.end - pkt.l3 > conns.h[row * 64 + _H_MTU + direction]
 
     def _cut(self, pkt: Packet, now: cython.longlong) -> cython.int:
         """Shorten it to its first piece, and send the others behind it."""

@@ -9,5 +9,6 @@ cpdef void put_addresses(
 cpdef void apply(Packet pkt, ConnTable conns, long long row, int direction) noexcept
 @cython.locals(q="unsigned long long*")
 cpdef void apply_crc32c(Packet pkt, ConnTable conns, long long row, int direction) noexcept
+cpdef bint keeps_ports(ConnTable conns, long long row) noexcept
 @cython.locals(q="unsigned long long*")
 cpdef void prepare(ConnTable conns, long long row, int direction, int af) noexcept

@@ -88,6 +88,12 @@ def apply_crc32c(
     sctp.put_ports(pkt, pkt.l4, ports, pkt.end - pkt.l4, pkt.end)
 
 
+def keeps_ports(conns: ConnTable, row: cython.longlong) -> cython.bint:
+    """Do the conn's packets leave with the ports with which they came?"""
+    ports: cython.uint = conns.d[row * 32 + _D_PORTS + 1]
+    return conns.d[row * 32 + _D_PORTS] == (ports >> 16 | (ports & 0xFFFF) << 16)
+
+
 def prepare(conns: ConnTable, row: cython.longlong, direction: cython.int, af: cython.int) -> None:
     """Compute the row's checksum deltas for ``direction``, when the conn is born: both keys must be
     in place.

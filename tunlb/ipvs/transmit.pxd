@@ -43,6 +43,7 @@ cdef class Transmit:
     cdef int set_state(self, Protocol protocol, long long row, int state, Dest dest, long long now) except -1
     cdef int send(self, Packet pkt, long long row, int direction, Dest dest, long long now) except -1
     cdef int _send_special(self, Packet pkt, long long row, int direction, Dest dest, long long now) except -1
+    cdef bint _takes_fragments(self, long long row) except -1
     cdef int _cut(self, Packet pkt, long long row, int direction, Dest dest, int length) except -1
     cdef int next_segment(self, Packet pkt, long long now) except -2
     cdef int _send_apart(self, Packet pkt, long long row, Dest dest, long long now) except -1

@@ -335,7 +335,7 @@ class Transmit:
         """The packet of a row that has a flag of SPECIAL."""
         flags: cython.int = self.conns.h[row * 64 + _H_FLAGS]
         reason: cython.int
-        if pkt.fragment != 0 and flags & _WHOLE:
+        if pkt.fragment != 0 and not self._takes_fragments(row):
             return pkt.drop(_FRAGMENT)
         if flags & _SEQUENCE and direction == _INBOUND and pkt.proto == _UDP and pkt.gso_type != 0:
             return self._send_apart(pkt, row, dest, now)
@@ -366,8 +366,6 @@ class Transmit:
         self._lower_ttl(pkt)
         if flags & _XMIT:
             mode: Mode = self.modes[self.conns.b[row * 128 + _B_FWDMODE]]
-            if pkt.fragment != 0 and not mode.takes_fragments:
-                return pkt.drop(_FRAGMENT)
             if mode.cuts and (
                 pkt.gso_type != 0 or pkt.end - pkt.l3 > self.conns.h[row * 64 + _H_MTU + direction]
             ):
@@ -377,6 +375,19 @@ class Transmit:
                 return pkt.drop(reason)
         self._count(row, direction, dest, length)
         return _ACCEPT
+
+    def _takes_fragments(self, row: cython.longlong) -> cython.bint:
+        """Can what is done to the conn's packets be done to a fragment, the first or a later?"""
+        flags: cython.int = self.conns.h[row * 64 + _H_FLAGS]
+        if flags & _WHOLE:
+            return False
+        # By how much other ports change a CRC depends on the length of the whole.
+        if flags & _CRC32C and not flags & _ONEWAY and not rewrite.keeps_ports(self.conns, row):
+            return False
+        if flags & _XMIT:
+            mode: Mode = self.modes[self.conns.b[row * 128 + _B_FWDMODE]]
+            return mode.takes_fragments
+        return True
 
     def _cut(
         self,

@@ -79,14 +79,18 @@ def event(pkt: Packet) -> cython.int:
 
 
 def is_init(pkt: Packet) -> cython.bint:
-    """An INIT as RFC 9260 sections 6.10 and 8.5.1 want it: alone, and with verification tag 0."""
+    """An INIT as RFC 9260 sections 6.10 and 8.5.1 want it: alone, and with verification tag 0.
+
+    Of fragments only the first is looked at: what follows it must be of the INIT.
+    """
     p = pkt.p
     l4: cython.Py_ssize_t = pkt.l4
     length: cython.int = (p[l4 + 14] << 8) | p[l4 + 15]
+    least: cython.int = pkt.end - l4 if pkt.fragment == 0 else pkt.end - l4 + 1
     return (
         p[l4 + 12] == _INIT
         and length >= 20
-        and 12 + ((length + 3) & ~3) >= pkt.end - l4
+        and 12 + ((length + 3) & ~3) >= least
         and p[l4 + 4] | p[l4 + 5] | p[l4 + 6] | p[l4 + 7] == 0
     )
 
