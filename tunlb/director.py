@@ -409,12 +409,3 @@ class Director:
 
     def services(self) -> Iterator[Service]:
         return iter(self._catalog.services.values())
-
-    def statistics(self) -> dict[str, int]:
-        """Gauges beside the counters: rows, neighbours, pools."""
-        return {
-            "conns": self.ipvs.conns.count,
-            "conn_max": self.ipvs.conns.conn_max,
-            "neighs": len(self.neighs),
-            "lport_pools": len(self.ipvs.life.pools),
-        }

@@ -34,7 +34,7 @@ cdef class Drain:
     cdef public object on_lost, on_wake
     cdef public Mailbox mailbox
 
-    @cython.locals(pkt=Packet, frames=cython.int, size=cython.int, got=cython.int, verdict=cython.int)
+    @cython.locals(pkt=Packet, frames=cython.int, size=cython.int, got=cython.int)
     cpdef int run(self, Port port, long long now, int budget=*) except -1
     @cython.locals(pkt=Packet, netif=Netif, frames=cython.int, size=cython.int)
     cdef int _detour(self, Port port, long long now, int budget) except -1
@@ -43,6 +43,7 @@ cdef class Drain:
     @cython.locals(port=Port)
     cdef int _mirror(self, Packet pkt, Netif netif, long long now) except -1
     cdef int _carry_out(self, Packet pkt, int verdict, long long now) except -2
+    cdef int _stolen(self, Packet pkt, long long now) except -2
     @cython.locals(mailbox=Mailbox, pkt=Packet, port=Port, taken=cython.int, size=cython.int, got=cython.int, verdict=cython.int)
     cpdef int take_mail(self, long long now, int budget=*) except -1
     @cython.locals(port=Port, netif=Netif, peers=Peers)

@@ -315,13 +315,7 @@ class Drain:
                 break
             frames += 1
             size += pkt.end - pkt.start
-            verdict = self.director.receive(pkt, now)
-            if verdict == _ACCEPT:
-                self._send(pkt)
-            elif verdict == _STOLEN and pkt.owner >= 0:
-                self._hand_over(pkt)
-            elif verdict == _STOLEN and pkt.owner == _CUT:
-                budget -= self._send_segments(pkt, now)
+            budget -= max(0, self._carry_out(pkt, self.director.receive(pkt, now), now))
         self.flush()
         return frames
 
@@ -394,17 +388,22 @@ class Drain:
         """
         if verdict == _ACCEPT:
             self._send(pkt)
-        elif verdict == _STOLEN and pkt.owner == _CUT:
-            return self._send_segments(pkt, now)
-        elif verdict == _STOLEN and pkt.owner >= 0:
-            if pkt.handed and pkt.chosen == _NOT_ASKED:
-                # Neither a question nor the answer to one: two workers that each take the other
-                # for the owner must not play ball with it. Our bug, shown by the counter that must
-                # stay 0.
-                self.director.counters.drop(_UNKNOWN)
-            elif self._hand_over(pkt):
-                return -1
+        elif verdict == _STOLEN:
+            return self._stolen(pkt, now)
         return 0
+
+    def _stolen(self, pkt: Packet, now: cython.longlong) -> cython.int:
+        """What is left to do with a STOLEN packet: cut it, or hand it over; as _carry_out()."""
+        if pkt.owner == _CUT:
+            return self._send_segments(pkt, now)
+        if pkt.owner < 0:
+            return 0
+        if pkt.handed and pkt.chosen == _NOT_ASKED:
+            # Neither a question nor the answer to one: two workers that each take the other for the
+            # owner must not play ball with it. Our bug, shown by the counter that must stay 0.
+            self.director.counters.drop(_UNKNOWN)
+            return 0
+        return -1 if self._hand_over(pkt) else 0
 
     def mail(self) -> None:
         """What an event loop calls when the mailbox's descriptor is readable."""

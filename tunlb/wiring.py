@@ -31,6 +31,16 @@ def owned(service: Service) -> Iterator[tuple[int, IPAddress]]:
         yield kind, address
 
 
+def laddrs_of(services: Iterable[Service]) -> dict[Key, int]:
+    """The kind of each address that conns of these services speak from: LADDR or SHARED."""
+    return {
+        pair(address): kind
+        for service in services
+        for kind, address in owned(service)
+        if kind != VIP
+    }
+
+
 def hosts_of(config: Config, ports: Sequence[Netif]) -> list[Netif]:
     """The TAPs of the host beside ``ports``, numbered after them, and each linked with its port."""
     found: list[Netif] = []

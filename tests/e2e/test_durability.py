@@ -81,6 +81,28 @@ def test_a_director_is_stopped_and_started(lab: LabFactory, topology: str, worke
     assert "CONN_NEW" not in moved
 
 
+def test_other_laddrs_than_before(lab: LabFactory) -> None:
+    """What servers would answer to nobody is left out, and said."""
+    made = lab("one-arm")
+    config = with_snapshot(made, 1)
+    first = made.start_tunlb(config)
+    with talking(made):
+        assert first.stop() == 0
+        written = first.wait_event(("snapshot_written",))
+        for kept, other in (
+            ("10.0.0.200-10.0.0.209", "10.0.0.210-10.0.0.219"),
+            ("fd00::200-fd00::209", "fd00::210-fd00::219"),
+        ):
+            assert kept in config
+            config = config.replace(kept, other)
+        second = made.start_tunlb(config)
+        restored = second.wait_event(("snapshot_restored",))
+        assert (restored["conns"], restored["left_out"]) == (0, written["conns"])
+    with talking(made) as conns:
+        said(conns, b"by another laddr")
+    assert "CONN_ADOPTED" not in counters(second)
+
+
 def test_a_machine_dies(lab: LabFactory) -> None:
     """What was written at an interval is what is left."""
     made = lab("one-arm")

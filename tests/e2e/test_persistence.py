@@ -17,14 +17,19 @@ from tests.e2e.kit import (
     Family,
     LabFactory,
     client_address,
+    counters,
+    drops,
     eventually,
+    lines_of,
     stopped,
+    text_of,
     with_keys,
     with_lines,
     without,
     workers_of,
 )
 from tunlb.lab import Lab, clients
+from tunlb.lab.host import Host
 
 # A closed conn holds its template as well, so its end must come soon too.
 SOON = {"tcp_time_wait_s": 0.2, "tcp_fin_wait_s": 0.2, "tcp_close_s": 0.2, "tcp_close_wait_s": 0.2}
@@ -157,6 +162,70 @@ def test_one_sockets_datagrams_spread(lab: LabFactory) -> None:
     assert isinstance(found, dict)
     assert found["OPS_PACKETS"] == 60
     assert "CONN_NEW" not in found
+
+
+def alone(text: str, *, dests: int, dport: int) -> str:
+    """The configuration with one-packet scheduling of the UDP echo, to so many dests of each family
+    that have this port.
+    """
+    lines, seen = [], Counter[str]()
+    for line in lines_of(text):
+        name = str(line.get("service", line.get("name")))
+        if name.startswith("echo-udp-"):
+            if line["kind"] == "dest":
+                seen[name] += 1
+                if seen[name] > dests:
+                    continue
+                line["dport"] = dport
+            else:
+                line["ops"] = True
+        lines.append(line)
+    return text_of(lines)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_client_hears_that_nobody_listens(lab: LabFactory, workers: int) -> None:
+    """With nat and one-packet scheduling: the kernel believes what quotes what it sent."""
+    made = lab("two-arm")
+    text = alone(made.topology.config_text, dests=3, dport=9)
+    tunlb = made.start_tunlb(with_keys(text, "tunlb", workers=workers))
+    for family in FAMILIES:
+        with made.client.socket(family_of(family), socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            sock.connect((made.topology.vips.of(family), 7))
+            sock.send(b"is anybody there?")
+            with pytest.raises(ConnectionRefusedError):
+                sock.recv(4096)
+    found = counters(tunlb)
+    assert (found["OPS_PACKETS"], found["ICMP_RELATED"]) == (2, 2)
+    assert "OPS_ANSWERS" not in found
+
+
+def unreachables(host: Host, family: Family) -> int:
+    """How many ICMP errors told this host's kernel that something cannot be reached."""
+    name = "IcmpInDestUnreachs" if family == "v4" else "Icmp6InDestUnreachs"
+    found = host.run(["nstat", "--ignore", "--noupdate", "--zeros", name]).stdout
+    return int(found.split(name)[1].split()[0])
+
+
+def test_the_one_server_hears_that_its_client_is_gone(lab: LabFactory) -> None:
+    made = lab("two-arm")
+    server = made.host("s1")
+    tunlb = made.start_tunlb(alone(made.topology.config_text, dests=1, dport=7777))
+
+    before = {family: unreachables(server, family) for family in FAMILIES}
+
+    def heard(family: Family) -> bool:
+        """Ask, and be gone before the answer comes."""
+        with made.client.socket(family_of(family), socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"never mind", (made.topology.vips.of(family), 7))
+        return unreachables(server, family) > before[family]
+
+    for family in FAMILIES:
+        eventually(partial(heard, family))
+    found = counters(tunlb)
+    assert found["ICMP_RELATED"] >= 2
+    assert "ICMP_UNRELATED" not in drops(found)
 
 
 def test_without_its_server_a_client_gets_another(lab: LabFactory) -> None:

@@ -7,9 +7,9 @@ Every neighbour is static, so that a row sees only the frames that it is about.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from tunlb.hook import Verdict
 from tunlb.ipvs.conn import B_PROTO, B_STATE, ROW_SIZE, TEMPLATE_PROTO
@@ -209,6 +209,8 @@ class Conn:
 
     ``up`` sends from the client and ``down`` from the dest; both verify ports, addresses, MAC
     addresses, TTL and every checksum of what leaves, and count what the director has to count.
+    The dest is of ``inner``, which is ``net`` itself but with NAT64; ``always`` holds for whatever
+    leaves.
     """
 
     def __init__(
@@ -226,16 +228,22 @@ class Conn:
         dport: int = 8080,
         laddr: str = "",
         client_mac: str = ROUTER_MAC,
+        inner: Net | None = None,
+        always: Sequence[Matcher] = (),
     ) -> None:
         self.rig = rig
         self.net = net
+        self.inner = inner or net
+        self.always = always
         self.proto = proto
         self.mode = mode
         self.caddr, self.cport = caddr or net.remote, cport
         self.vaddr, self.vport = vaddr or net.vip, vport
-        self.daddr, self.dport = daddr or net.dest, vport if mode == "dr" else dport
-        self.laddr, self.lport = (laddr or net.laddr, 0) if mode == "fnat" else (self.caddr, cport)
-        self.dest_mac = {net.dest: DEST_MAC, net.dest2: DEST2_MAC}[self.daddr]
+        self.daddr, self.dport = daddr or self.inner.dest, vport if mode == "dr" else dport
+        self.laddr, self.lport = self.caddr, cport
+        if mode == "fnat":
+            self.laddr, self.lport = laddr or self.inner.laddr, 0
+        self.dest_mac = {self.inner.dest: DEST_MAC, self.inner.dest2: DEST2_MAC}[self.daddr]
         self.client_mac = client_mac
         self.outside = Flow(
             at(self.caddr, cport), at(self.vaddr, vport), client_mac=client_mac, server_mac=WAN_MAC
@@ -253,7 +261,9 @@ class Conn:
             server_mac=self.dest_mac,
         )
 
-    def frame(self, flow: Flow, flags: str, payload: bytes, reply: bool, **fields: Any) -> bytes:
+    def frame(
+        self, flow: Flow, flags: str, payload: bytes, reply: bool = False, **fields: Any
+    ) -> bytes:
         if self.proto == "tcp":
             return flow.segment(flags, payload, reply=reply, **fields)
         return flow.udp(payload, reply=reply, **fields)
@@ -278,8 +288,9 @@ class Conn:
                 saddr=self.laddr,
                 daddr=self.vaddr if kept else self.daddr,
                 ttl=self.outside.ttl - 1,
-                version=self.net.af,
+                version=self.inner.af,
             ),
+            *self.always,
             *matchers,
         )
         ports_seen = seen.find(Tcp if self.proto == "tcp" else Udp)
@@ -308,13 +319,14 @@ class Conn:
             ether(src=WAN_MAC, dst=self.client_mac, vlan=()),
             ip(saddr=self.vaddr, daddr=self.caddr, ttl=63, version=self.net.af),
             header(sport=self.vport, dport=self.cport),
+            *self.always,
             *matchers,
         )
         assert seen.payload == payload
         self._count(1, frame)
         return seen
 
-    def establish(self) -> Conn:
+    def establish(self) -> Self:
         """Up to ESTABLISHED, or both ways for UDP; DR sees the client alone."""
         self.up("S")
         if self.mode != "dr":

@@ -70,8 +70,8 @@ def ends_after(conn: Conn, seconds: int) -> None:
     dest = the_dest(rig)
     assert (dest.actconns, dest.inactconns) == (0, 0)
     assert rig.advance(10_000) == []  # the sweep forgets a pool of which no port is in use
-    assert rig.director.statistics()["lport_pools"] == 0
-    assert rig.director.statistics()["conns"] == 0
+    assert len(rig.director.ipvs.life.pools) == 0
+    assert rig.director.ipvs.conns.count == 0
     assert rig.counters() == conn.counted(CONN_EXPIRED=1)
 
 

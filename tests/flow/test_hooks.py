@@ -187,7 +187,7 @@ def test_a_scheduler_that_raises(net: Net) -> None:
     good, known.scheduler = known.scheduler, Bad()
     assert rig.receive("wan", syn(net)) == (Verdict.DROP, [])
     assert rig.counters() == {"drop.HOOK_ERROR": 1, "HOOK_ERRORS": 1}
-    assert (len(told), rig.director.statistics()["conns"], the_dest(rig).inactconns) == (1, 0, 0)
+    assert (len(told), rig.director.ipvs.conns.count, the_dest(rig).inactconns) == (1, 0, 0)
     known.scheduler = good
     one(rig.receive("wan", syn(net)))
 

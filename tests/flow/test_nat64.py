@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from tests.flow import kit
 from tests.flow.kit import (
     CLIENT_MAC,
     DEST_MAC,
@@ -45,7 +45,7 @@ from tunlb.testing.frames import (
 from tunlb.testing.frames import icmp as message
 from tunlb.testing.frames import ip as packet
 from tunlb.testing.frames import udp as datagram
-from tunlb.testing.parser import Frame, Ip, Tcp, Udp, parse
+from tunlb.testing.parser import Ip, parse
 
 ECN = 0x80
 HEADER = {4: 20, 6: 40}
@@ -80,108 +80,15 @@ def configured(net: Net, proto: str = "tcp", **keys: Any) -> str:
     return text(*both(**keys), line, dest(net, daddr=inside.dest))
 
 
-class Conn:
+class Conn(kit.Conn):
     """One conn between the families; ``net`` is the client's."""
 
     def __init__(self, rig: Rig, net: Net, proto: str = "tcp") -> None:
-        self.rig, self.net, self.proto = rig, net, proto
-        self.inner = OTHER[net.af]
-        self.lport = 0
-        self.outside = Flow(
-            at(net.remote, 40000), at(net.vip, 80), client_mac=ROUTER_MAC, server_mac=WAN_MAC
-        )
-        self.packets, self.bytes = [0, 0], [0, 0]
-
-    @property
-    def inside(self) -> Flow:
-        return Flow(
-            at(self.inner.laddr, self.lport),
-            at(self.inner.dest, 8080),
-            client_mac=LAN_MAC,
-            server_mac=DEST_MAC,
-        )
-
-    def frame(self, reply: bool, flags: str, payload: bytes, **fields: Any) -> bytes:
-        flow = self.inside if reply else self.outside
-        if self.proto == "tcp":
-            return flow.segment(flags, payload, reply=reply, **fields)
-        return flow.udp(payload, reply=reply, **fields)
-
-    def up(
-        self,
-        flags: str = "A",
-        payload: bytes = b"",
-        *matchers: Matcher,
-        offload: Mapping[str, Any] | None = None,
-        **fields: Any,
-    ) -> Frame:
-        frame = self.frame(False, flags, payload, **fields)
-        sent = one(self.rig.receive("wan", vnet(frame, **offload or {})))
-        assert sent.port == "lan"
-        seen = check(
-            sent.frame,
-            ether(src=LAN_MAC, dst=DEST_MAC, vlan=()),
-            ip(
-                version=self.inner.af,
-                saddr=self.inner.laddr,
-                daddr=self.inner.dest,
-                ttl=63,
-                options=b"",
-                flow=0,
-            ),
-            *matchers,
-        )
-        ports = seen.find(Tcp if self.proto == "tcp" else Udp)
-        assert isinstance(ports, Tcp | Udp)
-        self.lport = self.lport or ports.sport
-        assert (ports.sport, ports.dport) == (self.lport, 8080)
-        assert seen.payload == payload
-        self._count(0, frame)
-        return seen
-
-    def down(
-        self,
-        flags: str = "A",
-        payload: bytes = b"",
-        *matchers: Matcher,
-        offload: Mapping[str, Any] | None = None,
-        **fields: Any,
-    ) -> Frame:
-        frame = self.frame(True, flags, payload, **fields)
-        sent = one(self.rig.receive("lan", vnet(frame, **offload or {})))
-        assert sent.port == "wan"
-        seen = check(
-            sent.frame,
-            ether(src=WAN_MAC, dst=ROUTER_MAC, vlan=()),
-            ip(version=self.net.af, saddr=self.net.vip, daddr=self.net.remote, ttl=63, options=b""),
-            (tcp if self.proto == "tcp" else udp)(sport=80, dport=40000),
-            *matchers,
-        )
-        assert seen.payload == payload
-        self._count(1, frame)
-        return seen
-
-    def establish(self) -> Conn:
-        self.up("S")
-        self.down("SA")
-        self.up("A")
-        return self
-
-    def _count(self, direction: int, frame: bytes) -> None:
-        self.packets[direction] += 1
-        self.bytes[direction] += len(frame) - 14
+        always = (ip(options=b"", flow=0),)
+        super().__init__(rig, net, proto, inner=OTHER[net.af], always=always)
 
     def counted(self, **more: int) -> dict[str, int]:
-        moved = {
-            "CONN_NEW": 1,
-            "IPVS_IN_PACKETS": self.packets[0],
-            "IPVS_IN_BYTES": self.bytes[0],
-            "IPVS_OUT_PACKETS": self.packets[1],
-            "IPVS_OUT_BYTES": self.bytes[1],
-            "NAT64_PACKETS": sum(self.packets),
-            **{name.replace("drop_", "drop."): n for name, n in more.items()},
-        }
-        return {name: n for name, n in moved.items() if n}
+        return super().counted(NAT64_PACKETS=sum(self.packets), **more)
 
 
 @pytest.mark.parametrize("proto", ["tcp", "udp"])
@@ -246,7 +153,7 @@ def test_extension_headers_that_are_left_out(kind: int, body: bytes) -> None:
 def test_an_authentication_header_cannot_be_translated(proto: str) -> None:
     rig = Rig(configured(V6, proto))
     conn = Conn(rig, V6, proto).establish()
-    frame = conn.frame(False, "PA", b"x", ip={"extensions": ((51, b"\x04" + bytes(22)),)})
+    frame = conn.frame(conn.outside, "PA", b"x", ip={"extensions": ((51, b"\x04" + bytes(22)),)})
     assert rig.receive("wan", vnet(frame)) == (Verdict.DROP, [])
     assert rig.counters() == conn.counted(drop_NAT64_HEADER=1)
 
@@ -267,7 +174,7 @@ def test_a_datagram_over_ipv6_without_a_checksum() -> None:
     rig = Rig(configured(V6, "udp"))
     conn = Conn(rig, V6, "udp")
     conn.up("", b"x")
-    frame = conn.frame(False, "", b"z", checksum=0)
+    frame = conn.frame(conn.outside, "", b"z", checksum=0)
     assert rig.receive("wan", vnet(frame)) == (Verdict.DROP, [])
     assert rig.counters() == conn.counted(drop_NAT64_NO_CHECKSUM=1)
 
@@ -340,7 +247,7 @@ def test_what_fits_the_other_side(net: Net, over: int, gso: bool) -> None:
     if not over:
         conn.up("PA", payload, offload=offload)
         return
-    frame = conn.frame(False, "PA", payload)
+    frame = conn.frame(conn.outside, "PA", payload)
     verdict, sent = rig.receive("wan", vnet(frame, **offload))
     assert verdict == Verdict.DROP
     kind = icmp(type=3, code=4, info=limit) if net.af == 4 else icmp(type=2, code=0, info=limit)
@@ -356,7 +263,7 @@ def test_what_fits_the_other_side(net: Net, over: int, gso: bool) -> None:
 def test_ttl_exceeded_is_told_in_the_senders_family(net: Net) -> None:
     rig = Rig(configured(net))
     conn = Conn(rig, net).establish()
-    verdict, sent = rig.receive("wan", vnet(conn.frame(False, "A", b"", ip={"ttl": 1})))
+    verdict, sent = rig.receive("wan", vnet(conn.frame(conn.outside, "A", b"", ip={"ttl": 1})))
     assert verdict == Verdict.DROP
     kind = icmp(type=11, code=0) if net.af == 4 else icmp(type=3, code=0)
     check(sent[0].frame, ip(saddr=net.vip, daddr=net.remote), kind)
@@ -654,9 +561,9 @@ def test_a_proxy_header_and_errors_about_what_follows_it(net: Net) -> None:
     conn.up("S", seq=1000)
     conn.down("SA", seq=5000, ack=1001)
     header, seq = header_of(net, "tcp"), 1001
-    frame = vnet(conn.frame(False, "A", b"", seq=seq, ack=5001))
+    frame = vnet(conn.frame(conn.outside, "A", b"", seq=seq, ack=5001))
     assert check(one(rig.receive("wan", frame)).frame, tcp(seq=seq)).payload == header
-    frame = vnet(conn.frame(False, "PA", b"12345678", seq=seq, ack=5001))
+    frame = vnet(conn.frame(conn.outside, "PA", b"12345678", seq=seq, ack=5001))
     seen = check(one(rig.receive("wan", frame)).frame, tcp(seq=seq + len(header)))
     said = (3, 4, 1400) if conn.inner.af == 4 else (2, 0, 1400)
     sent = one(rig.receive(*about(conn, "lan", said, seen.data[24:])))
@@ -675,7 +582,7 @@ def test_an_error_about_a_datagram_with_a_header(net: Net) -> None:
     rig = Rig(told(net, "udp", client_ip_udp="every"))
     conn = Conn(rig, net, "udp")
     header = header_of(net, "udp")
-    frame = vnet(conn.frame(False, "", bytes(500)))
+    frame = vnet(conn.frame(conn.outside, "", bytes(500)))
     seen = check(one(rig.receive("wan", frame)).frame)
     assert seen.payload == header + bytes(500)
     said = (3, 4, 1400) if conn.inner.af == 4 else (2, 0, 1400)
@@ -687,7 +594,7 @@ def test_an_error_about_a_datagram_with_a_header(net: Net) -> None:
 def test_offloaded_datagrams_with_a_header_each(net: Net) -> None:
     rig = Rig(told(net, "udp", client_ip_udp="every"))
     conn = Conn(rig, net, "udp")
-    frame = conn.frame(False, "", bytes(3000))
+    frame = conn.frame(conn.outside, "", bytes(3000))
     whole = vnet(frame, needs_csum=True, gso_type=GSO_UDP_L4, gso_size=1000)
     verdict, sent = rig.receive("wan", whole)
     assert verdict == Verdict.ACCEPT

@@ -29,7 +29,9 @@ from tests.flow.kit import (
 )
 from tunlb.hook import Verdict
 from tunlb.ipvs.dest import CONNS, IN_BYTES, IN_PACKETS
+from tunlb.testing.audit import audit
 from tunlb.testing.checkers import check, ether, icmp, ip
+from tunlb.testing.flow import Memory
 from tunlb.testing.frames import echo, eth, tcp, vnet
 from tunlb.testing.frames import ip as packet
 
@@ -218,6 +220,29 @@ def test_a_changed_laddr_is_answered_while_it_drains(net: Net) -> None:
     conn.down("PA", b"to the old laddr")
     Conn(rig, net, cport=2, laddr=net.laddr2).establish()
     gone_after(rig, net, net.laddr)
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_a_successor_after_a_changed_laddr(net: Net, drained: bool) -> None:
+    """While it drains, what a killed worker left goes on; afterwards its answers come to nobody."""
+    memory = Memory()
+    before, after = config(net, dest(net)), config(net, dest(net), laddrs=[net.laddr2])
+    rig = Rig(before, memory=memory)
+    conn = Conn(rig, net).establish()
+    rig.reload(after)
+    conn.rig = Rig(after if drained else before, memory=memory.copy(), now=rig.now - 3000)
+    if not drained:
+        conn.rig.reload(after)
+    kept = 0 if drained else 1
+    assert conn.rig.director.adopt(conn.rig.now) == (kept, 1 - kept)
+    if not drained:
+        conn.down("PA", b"to the old laddr")
+        conn.up("PA", b"from it")
+        conn.rig.advance(60_000)
+        assert conn.rig.counters()["CONN_ENDED"] == 1
+    conn.laddr, conn.lport = net.laddr2, 0
+    conn.establish()
+    audit(conn.rig.director)
 
 
 def test_a_service_comes_back_while_it_drains(net: Net) -> None:

@@ -406,4 +406,4 @@ def test_ttl_and_full_table_leave_no_row_behind() -> None:
     for i in range(100):
         body = packet(V4.remote, V4.vip, segment(1000 + i, 80, flags="S"), ttl=1)
         rig.receive("wan", vnet(eth(WAN_MAC, ROUTER_MAC, payload=body)))
-    assert rig.director.statistics()["conns"] == 0
+    assert rig.director.ipvs.conns.count == 0

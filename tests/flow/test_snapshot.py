@@ -16,6 +16,7 @@ from tunlb.supervisor import snapshot
 from tunlb.testing.audit import audit
 from tunlb.testing.checkers import check, ip, tcp
 from tunlb.testing.frames import tcp as segment
+from tunlb.wiring import laddrs_of
 
 AGE_MS = 7000
 OTHER_CLOCK = 3_900_000_000  #: ms, near the end of the 32 bits that a row has for it
@@ -41,7 +42,8 @@ class Machines:
             source = snapshot.Source(file)
             now = 1.0 + AGE_MS / 1000
             found = source.head()
-            reader = snapshot.Reader(found, self.made[1:], numbers(heir), heir.now, now)
+            laddrs = laddrs_of(heir.director.config.services)
+            reader = snapshot.Reader(found, self.made[1:], numbers(heir), laddrs, heir.now, now)
             restored = reader.place(source)
         assert restored[:3] == (count - left_out, left_out, 0)
         assert heir.director.adopt(heir.now) == (count - left_out - dropped, dropped)
@@ -146,3 +148,50 @@ def test_what_the_new_configuration_does_not_have(machines: Machines, net: Net) 
         conn.up("PA", b"still here")
         conn.down("PA", b"me too")
     audit(heir.director)
+
+
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+def test_whose_laddr_is_gone(machines: Machines, net: Net, proto: str) -> None:
+    """The dest is still there, but its answers would come to nobody."""
+    rig = machines.first(kit.balanced(net, proto, laddrs=[net.laddr, net.laddr2]))
+    conns = [
+        Conn(rig, net, proto, cport=40000 + number, laddr=laddr).establish()
+        for number, laddr in enumerate((net.laddr, net.laddr2) * 2)
+    ]
+    heir = machines.second(kit.balanced(net, proto), rig, left_out=2)
+    for conn in conns:
+        conn.rig = heir
+        if conn.laddr == net.laddr:
+            conn.up("PA", b"still here")
+            conn.down("PA", b"me too")
+        else:
+            conn.laddr, conn.lport = net.laddr, 0
+            conn.establish()
+    assert heir.counters()["CONN_NEW"] == 2
+    audit(heir.director)
+
+
+def test_whose_laddr_of_the_other_family_is_gone(machines: Machines, net: Net) -> None:
+    rig = machines.first(test_nat64.configured(net))
+    test_nat64.Conn(rig, net).establish()
+    other = test_nat64.OTHER[net.af]
+    config = test_nat64.configured(net).replace(other.laddr, other.laddr2)
+    heir = machines.second(config, rig, left_out=1)
+    assert kit.states(heir) == []
+
+
+def test_whose_shared_address_is_gone(machines: Machines, net: Net) -> None:
+    rig = machines.first(test_snat.config(net))
+    test_snat.left(net, test_snat.up(rig, net, segment(40000, 80, flags="S")))
+    config = test_snat.config(net, laddrs=[test_snat.outer(net, 201)])
+    heir = machines.second(config, rig, left_out=1)
+    assert kit.states(heir) == []
+
+
+def test_whose_laddr_is_a_shared_address_now(machines: Machines, net: Net) -> None:
+    """What answers to it is another worker's, where there are several."""
+    lines = [kit.service(net, laddrs=[test_snat.outer(net)]), kit.dest(net)]
+    rig = machines.first(kit.text(*kit.network(net), *lines))
+    Conn(rig, net, laddr=test_snat.outer(net)).establish()
+    config = kit.text(*kit.network(net), kit.service(net), kit.dest(net), test_snat.snat(net))
+    machines.second(config, rig, left_out=1)

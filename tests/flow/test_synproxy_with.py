@@ -54,10 +54,10 @@ def test_persistence(net: Net) -> None:
     rig = Rig(proxied(net, persistence_s=300))
     for cport in range(41000, 41010):
         Call(rig, net, cport=cport).first()
-    assert rig.director.statistics()["conns"] == 0
+    assert rig.director.ipvs.conns.count == 0
     call = Call(rig, net).open()
     assert states(rig).count("ESTABLISHED") == 1
-    assert rig.director.statistics()["conns"] == 2
+    assert rig.director.ipvs.conns.count == 2
     [sent] = call.from_client("PA", b"hello", **call.ack_fields())
     assert call.to_dest(sent, ttl=63)[1] == b"hello"
 

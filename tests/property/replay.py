@@ -21,7 +21,8 @@ def replay(kind: str, steps: list[Step]) -> list[object]:
         _, data, verdict, sent, ticked = feed.read(step)
         out = [[one.port, one.frame.hex()] for one in (*ticked, *sent)]
         seen.append([data.hex(), int(verdict), feed.rig.director.packet.reason, out])
-    seen.append(feed.rig.director.statistics())
+    director = feed.rig.director
+    seen.append([director.ipvs.conns.count, len(director.neighs), len(director.ipvs.life.pools)])
     seen.append(feed.rig.counters())
     return seen
 

@@ -25,7 +25,7 @@ from tunlb.testing.frames import vnet
 COMPILED = tunlb.build() == "compiled"
 ROOMS = (
     *("conn.py", "life.py", "core.py", "birth.py", "transmit.py", "persist.py", "resets.py"),
-    *("laddr.py", "fnat.py", "nat.py", "dr.py", "rewrite.py"),
+    *("ops.py", "laddr.py", "fnat.py", "nat.py", "dr.py", "rewrite.py"),
 )
 NETS = pytest.mark.parametrize("net", [V4, V6], ids=["v4", "v6"])
 MODES = pytest.mark.parametrize("mode", ["fnat", "nat", "dr"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tunlb.counters import Gauge
 from tunlb.director import SWEEP_MS
 from tunlb.hook import Verdict
 from tunlb.ipvs import conn as c
@@ -139,7 +140,7 @@ def test_a_dest_drains(dests: dict[str, int]) -> None:
     before = rig.counters()
     assert dest_of(rig, flow(1).ack()) is None
     assert rig.counters()["drop.DEST_GONE"] - before.get("drop.DEST_GONE", 0) == 1
-    assert rig.director.statistics()["conns"] == 4
+    assert rig.director.ipvs.conns.count == 4
 
 
 def test_a_dest_that_comes_back_keeps_its_conns_beyond_the_drain() -> None:
@@ -188,12 +189,8 @@ def test_drained_dests_are_forgotten_and_their_rows_used_again() -> None:
     assert dest_of(rig, flow(1).syn()) == "10.0.0.11"
     rig.reload(config(dests={"10.0.0.12": 1}))
     rig.advance(100_000)
-    assert rig.director.statistics() == {
-        "conns": 0,
-        "conn_max": 1024,
-        "neighs": 3,
-        "lport_pools": 0,
-    }
+    gauges = (Gauge.CONNS, Gauge.NEIGHS, Gauge.LPORT_POOLS)
+    assert [rig.director.counters.gauge(gauge) for gauge in gauges] == [0, 3, 0]
     rig.reload(config(dests={"10.0.0.12": 1, "10.0.0.11": 1}))
     (service,) = rig.director.services()
     assert sorted(dest.id for dest in service.dests) == [0, 1]
@@ -203,9 +200,9 @@ def test_neighbours_that_are_forgotten_are_not_counted() -> None:
     rig = Rig(config())
     unknown = f.eth(OUR_MAC, CLIENT, payload=f.ipv4("10.0.0.50", "10.0.0.77", f.udp(1, 2)))
     assert rig.receive("lb0", f.vnet(unknown))[0] == Verdict.STOLEN
-    assert rig.director.statistics()["neighs"] == 4
+    assert len(rig.director.neighs) == 4
     rig.advance(10_000)
-    assert rig.director.statistics()["neighs"] == 3
+    assert len(rig.director.neighs) == 3
 
 
 def test_vlans_come_and_go_with_a_reload() -> None:

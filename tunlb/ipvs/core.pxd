@@ -37,6 +37,8 @@ cdef class Ipvs:
     cdef bint _elsewhere(self, Packet pkt, int owner) except -1
     @cython.locals(conns=ConnTable)
     cdef int _related(self, Packet pkt, long long now) except -1
+    @cython.locals(conns=ConnTable)
+    cdef int _pass_on(self, Packet pkt, long long entry, long long now) except -1
 
 cdef class IpvsIn(Hook):
     cdef public Ipvs ipvs

@@ -21,6 +21,7 @@ from tunlb.ipvs.expiry import Expiry
 from tunlb.ipvs.lapse import Lapse
 from tunlb.ipvs.life import Life
 from tunlb.ipvs.mode import Mode
+from tunlb.ipvs.ops import NO_ROOM
 from tunlb.ipvs.outer import OuterErrors
 from tunlb.ipvs.persist import Persistence
 from tunlb.ipvs.protocol import Protocol
@@ -35,10 +36,10 @@ from tunlb.packet import HOST, IPPROTO_ICMP, IPPROTO_ICMPV6, Packet
 from tunlb.route import RouteTable
 
 if cython.compiled:
-    from cython.cimports.tunlb.ipvs import matches, related
+    from cython.cimports.tunlb.ipvs import matches, ops, related
     from cython.cimports.tunlb.wire import icmp, ipv4, ipv6
 else:
-    from tunlb.ipvs import matches, related
+    from tunlb.ipvs import matches, ops, related
     from tunlb.wire import icmp, ipv4, ipv6
 
 _ACCEPT = cython.declare(cython.int, Verdict.ACCEPT)
@@ -49,6 +50,8 @@ _ICMP = cython.declare(cython.int, IPPROTO_ICMP)
 _ICMPV6 = cython.declare(cython.int, IPPROTO_ICMPV6)
 _INBOUND = cython.declare(cython.int, INBOUND)
 _XMIT = cython.declare(cython.int, XMIT)
+_NO_ROOM = cython.declare(cython.int, NO_ROOM)
+_CONN_TABLE_FULL = cython.declare(cython.int, DropReason.CONN_TABLE_FULL)
 _MARTIAN = cython.declare(cython.int, DropReason.MARTIAN)
 _CONN_REUSED = cython.declare(cython.int, Event.CONN_REUSED)
 
@@ -192,6 +195,13 @@ class Ipvs:
                 ),
             ):
                 return _STOLEN
+            entry = ops.quoted(pkt, self.life, self.birth.services, now)
+            if entry >= 0:
+                verdict = self._pass_on(pkt, entry, now)
+                ops.forget(self.life, entry >> 1)
+                return verdict
+            if entry == _NO_ROOM:
+                return pkt.drop(_CONN_TABLE_FULL)
             if self.addresses.is_local(pkt.daddr_hi, pkt.daddr) and not self.addresses.hosted(
                 pkt.daddr_hi, pkt.daddr
             ):
@@ -199,6 +209,10 @@ class Ipvs:
             return _ACCEPT
         if entry < 0:
             return pkt.drop(DropReason.ICMP_INVALID)
+        return self._pass_on(pkt, entry, now)
+
+    def _pass_on(self, pkt: Packet, entry: cython.longlong, now: cython.longlong) -> cython.int:
+        """The verdict on an ICMP error that travels in the direction of ``entry``."""
         if self.birth.forged(pkt):
             return pkt.drop(_MARTIAN)
         row: cython.longlong = entry >> 1

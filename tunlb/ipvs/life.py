@@ -390,7 +390,8 @@ class Life:
         """Go on with the conns that a former worker left in the table; how many had to be dropped.
 
         Call it once, before the first packet, with all dests in place. A row that is not whole, as
-        a worker killed in the middle of a birth leaves it, or whose dest is gone, is given back.
+        a worker killed in the middle of a birth leaves it, or whose dest or laddr is gone, is given
+        back.
         """
         conns = self.conns
         conns.look()

@@ -3,10 +3,12 @@ from tunlb.ipvs.conn cimport ConnTable
 from tunlb.ipvs.dest cimport Dest
 from tunlb.ipvs.laddr cimport LportPools
 from tunlb.ipvs.service cimport Service
+from tunlb.netif cimport Addresses
 from tunlb.packet cimport Packet
 
 cdef class Mode:
     cdef public LportPools pools
+    cdef public Addresses addresses
     cdef public bint cuts
 
     cpdef int bind(self, ConnTable conns, long long row, Service service, Dest dest, long long now) except -1

@@ -40,10 +40,12 @@ class Mode:
 
     def __init__(self, pools: LportPools) -> None:
         self.pools = pools
+        self.addresses = Addresses()
         self.cuts = False
 
     def rewire(self, addresses: Addresses, routes: RouteTable) -> None:
         """Go by these from the next packet on."""
+        self.addresses = addresses
 
     def bind(
         self,

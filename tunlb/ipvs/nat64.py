@@ -103,6 +103,7 @@ class Nat64(FullNat):
             and conns.q[at] == dest.daddr_hi
             and conns.q[at + 1] == dest.daddr
             and conns.d[row * 32 + _D_PORTS + 1] >> 16 == dport_of(conns, row, dest)
+            and self.speaks(conns, row)
         )
 
     def path_mtu(self, dest: Dest, direction: cython.int, mtu: cython.int) -> cython.int:

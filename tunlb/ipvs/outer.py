@@ -48,7 +48,6 @@ NEWS_MAX = 32  #: path MTUs lowered in a second; further errors are not believed
 NOT_OURS = -1
 
 _MESSAGE = struct.Struct(">B3xIQQ")
-_MAPPED = 0xFFFF_0000_0000
 _DROPPED = DropReason.TUNNEL_ERROR
 _WITH_PORTS = frozenset((IPPROTO_TCP, IPPROTO_UDP, IPPROTO_SCTP))
 _PINGS = frozenset(((4, IPPROTO_ICMP, 8), (6, IPPROTO_ICMPV6, 128)))
@@ -65,8 +64,8 @@ class Quote:
 
     def __init__(self, pkt: Packet) -> None:
         at = pkt.l4 + 8
-        self.src = _address(pkt, at, pkt.af, 0)
-        self.dst = _address(pkt, at, pkt.af, 1)
+        self.src = related.address(pkt, at, pkt.af, 0)
+        self.dst = related.address(pkt, at, pkt.af, 1)
         self.length = pkt.be16(at + 2) if pkt.af == 4 else 40 + pkt.be16(at + 4)
         self.proto = int(related.inner_proto(pkt))
         self.inner = -1
@@ -105,8 +104,8 @@ class Quote:
         self.af = version
         self.end = min(pkt.end, at + length)
         self.inner_length = length
-        self.caddr = _address(pkt, at, version, 0)
-        self.vaddr = _address(pkt, at, version, 1)
+        self.caddr = related.address(pkt, at, version, 0)
+        self.vaddr = related.address(pkt, at, version, 1)
         self.inner = at
 
     def _find_ports(self, pkt: Packet, version: int) -> bool:
@@ -118,13 +117,6 @@ class Quote:
             self.ports = pkt.be16(self.l4 + 4) << 16
             return True
         return False
-
-
-def _address(pkt: Packet, at: int, af: int, which: int) -> tuple[int, int]:
-    if af == 4:
-        return 0, _MAPPED | pkt.be32(at + 12 + 4 * which)
-    at += 8 + 16 * which
-    return pkt.be64(at), pkt.be64(at + 8)
 
 
 class OuterErrors:

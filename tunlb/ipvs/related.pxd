@@ -9,6 +9,7 @@ from tunlb.packet cimport Bytes, Packet
 @cython.locals(p=Bytes)
 cpdef int inner_l4(Packet pkt) noexcept
 cpdef int inner_proto(Packet pkt) noexcept
+cpdef tuple address(Packet pkt, int at, int af, int which)
 @cython.locals(p=Bytes)
 cdef int _transport_v6(Packet pkt) noexcept
 cpdef long long find(Packet pkt, ConnTable conns) noexcept

@@ -94,6 +94,13 @@ def inner_proto(pkt: Packet) -> cython.int:
     return _transport_v6(pkt) & 0xFF
 
 
+def address(pkt: Packet, at: cython.int, af: cython.int, which: cython.int) -> tuple[int, int]:
+    """Source (0) or destination (1) of the packet quoted at ``at``, as (hi, lo)."""
+    if af == 4:
+        return 0, _MAPPED | pkt.be32(at + 12 + 4 * which)
+    return pkt.be64(at + 8 + 16 * which), pkt.be64(at + 16 + 16 * which)
+
+
 def _transport_v6(pkt: Packet) -> cython.int:
     """Bytes of all headers before the quoted transport << 8 | its number; -1 when they are cut off,
     too many, or those of a later fragment.

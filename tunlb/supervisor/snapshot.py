@@ -4,8 +4,9 @@ on this machine or another.
 The file holds rows as they lie in the shared tables, with what they mean nothing without: which
 dest has which number, and the secret that decides which worker owns a flow. So a successor places
 each row in a worker's table before that worker's first packet, and the worker adopts it like the
-row of a predecessor that died: whatever does not fit (a dest that is gone, an lport that is taken)
-is refused there.
+row of a predecessor that died. What the configuration has no place for, because the dest or the
+laddr is gone, is left out before; what does not fit otherwise (an lport that is taken) is refused
+by the worker.
 
 Layout: MAGIC, a line of JSON (:class:`Head`), pieces, and the end. A piece is a _PIECE (worker,
 number of rows), the rows, and their extras; in a row, D_NEXT is its own number. The end is a _PIECE
@@ -25,6 +26,7 @@ import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
@@ -51,8 +53,9 @@ from tunlb.ipvs.conn import (
     VALID,
     X_CONTROL,
 )
-from tunlb.ipvs.dest import FWD_SNAT
+from tunlb.ipvs.dest import FWD_FNAT, FWD_NAT64, FWD_SNAT
 from tunlb.ipvs.sharding import Sharding, shard_keys
+from tunlb.netif import LADDR, SHARED, Key
 from tunlb.packet import IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
 from tunlb.shared import LAYOUT, Shared
 
@@ -63,9 +66,12 @@ PIECE_ROWS: Final = 4096  #: rows read, written and placed at once
 END: Final = 0xFFFFFFFF  #: where a piece has its worker
 
 _PIECE = struct.Struct("=II")
-_D = ROW_SIZE // 4  # words of a row
+_Q = ROW_SIZE // 8  # words of a row
+_D = ROW_SIZE // 4
 _H = ROW_SIZE // 2
 _X = EXTRA_SIZE // 4
+_LADDR_HI, _LADDR_LO = 6, 7  # of the OUTBOUND key
+_SPEAKS_FROM = MappingProxyType({FWD_FNAT: LADDR, FWD_NAT64: LADDR, FWD_SNAT: SHARED})
 _MASK32 = 0xFFFFFFFF
 _HALF = 1 << 31
 
@@ -257,13 +263,16 @@ class Source:
 
 
 class Reader:
-    """Places the rows of a file in tables that nobody uses yet. ``numbers`` are the dests'."""
+    """Places the rows of a file in tables that nobody uses yet. ``numbers`` are the dests',
+    ``laddrs`` the kinds of the addresses that conns may speak from (LADDR, SHARED).
+    """
 
     def __init__(
         self,
         head: Head,
         tables: Sequence[Shared],
         numbers: Mapping[DestKey, int],
+        laddrs: Mapping[Key, int],
         now_ms: int,
         now: float,
     ) -> None:
@@ -271,6 +280,7 @@ class Reader:
         self.age_s = max(0.0, now - head.at)
         self._now_ms = now_ms
         self._numbers = {old: numbers.get(key) for key, old in head.dests}
+        self._laddrs = laddrs
         self._sharding = Sharding(len(tables), 0, shard_keys(head.secret))
         self._tables = tables
         self._parts = [_parts(shared) for shared in tables]
@@ -298,6 +308,7 @@ class Reader:
         words, flags = memoryview(rows).cast("I"), memoryview(rows).cast("H")[H_FLAGS::_H].tolist()
         dests, timeouts = words[D_DEST::_D].tolist(), words[D_TIMEOUT::_D].tolist()
         seen, names = words[D_LAST_SEEN::_D].tolist(), words[D_NEXT::_D].tolist()
+        homeless = self._homeless(rows)
         kept: dict[int, list[int]] = {}
         older_ms = round(self.age_s * 1000)
         for at in range(count):
@@ -309,7 +320,7 @@ class Reader:
                 continue
             owner = self._owner(worker, rows, at)
             place = self._fresh[owner]
-            if number is None or place == self._tables[owner].conn_max:
+            if number is None or at in homeless or place == self._tables[owner].conn_max:
                 self._left_out += 1
                 continue
             words[at * _D + D_DEST] = number
@@ -332,6 +343,29 @@ class Reader:
             more[first * EXTRA_SIZE : end * EXTRA_SIZE] = (
                 extras if whole else _gather(extras, EXTRA_SIZE, found)
             )
+
+    def _homeless(self, rows: bytearray) -> set[int]:
+        """Which rows speak from an address that is none of ours any more, or is used for something
+        else: nobody would bring their worker the answers.
+        """
+        modes = rows[B_FWDMODE::ROW_SIZE]
+        if not any(mode in modes for mode in _SPEAKS_FROM):
+            return set()
+        words = memoryview(rows).cast("Q")
+        los, his = words[_LADDR_LO::_Q].tolist(), words[_LADDR_HI::_Q].tolist()
+        gone = {
+            (mode, hi, lo)
+            for mode, hi, lo in set(zip(modes, his, los, strict=True))
+            if mode in _SPEAKS_FROM and self._laddrs.get((hi, lo)) != _SPEAKS_FROM[mode]
+        }
+        if not gone:
+            return set()
+        flags = memoryview(rows).cast("H")[H_FLAGS::_H].tolist()
+        return {
+            at
+            for at, found in enumerate(zip(modes, his, los, strict=True))
+            if found in gone and not flags[at] & TEMPLATE
+        }
 
     def _control(self) -> None:
         """Rows name their template by its number, which is another one now."""
@@ -365,7 +399,11 @@ class Reader:
 
 
 def restore(
-    path: Path, tables: Sequence[Shared], numbers: Mapping[DestKey, int], now_ms: int
+    path: Path,
+    tables: Sequence[Shared],
+    numbers: Mapping[DestKey, int],
+    laddrs: Mapping[Key, int],
+    now_ms: int,
 ) -> tuple[Restored, bytes]:
     """Place what the file has; also the secret that its rows go by, which the workers need.
 
@@ -377,7 +415,8 @@ def restore(
         _trust(os.fstat(fd))
         source = Source(file)
         head = source.head()
-        return Reader(head, tables, numbers, now_ms, time.time()).place(source), head.secret
+        reader = Reader(head, tables, numbers, laddrs, now_ms, time.time())
+        return reader.place(source), head.secret
 
 
 def _trust(found: os.stat_result) -> None:

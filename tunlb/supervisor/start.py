@@ -30,6 +30,7 @@ from tunlb.supervisor.process import comm
 from tunlb.supervisor.state import State, StateError, read_state
 from tunlb.supervisor.trial import try_calls
 from tunlb.tap import monotonic_ms
+from tunlb.wiring import laddrs_of
 
 SECRET_LEN = 32
 
@@ -124,9 +125,10 @@ def _restore(state: State, slots: Sequence[Slot], log: Logger) -> None:
     if path is None:
         return
     tables = [slot.shared for slot in slots]
-    numbers = dict(state.numbers)
+    numbers, laddrs = dict(state.numbers), laddrs_of(state.config.services)
+    now_ms = monotonic_ms()
     try:
-        restored, state.secret = snapshot.restore(Path(path), tables, numbers, monotonic_ms())
+        restored, state.secret = snapshot.restore(Path(path), tables, numbers, laddrs, now_ms)
     except FileNotFoundError:
         log.info("snapshot_missing", snapshot=path)
     except (snapshot.SnapshotError, OSError) as error:

@@ -14,7 +14,9 @@ from tunlb.ipvs.sched import find
 from tunlb.ipvs.service import Service
 from tunlb.ipvs.timeouts import Timeouts
 from tunlb.ipvs.xmit import names
+from tunlb.netif import LADDR, NOWHERE, Addresses
 from tunlb.outbox import Sender
+from tunlb.route import RouteTable
 
 MAPPED = 0xFFFF_0000_0000
 V4, V6 = (0, MAPPED | 0x0A01000B), (0xFD01 << 48, 0x11)
@@ -56,6 +58,10 @@ def test_laddrs_of_the_dests_family() -> None:
 
 def bound(af: int) -> tuple[Nat64, ConnTable, Dest]:
     made, table = mode(), ConnTable(16, hash_secret(b"nat64"))
+    ours = Addresses()
+    for laddr in LADDRS:
+        ours.add(NOWHERE, 0, *laddr, LADDR)
+    made.rewire(ours, RouteTable())
     row = table.alloc()
     q, d = table.mem.cast("Q"), table.mem.cast("I")
     q[0], q[1] = V6 if af == 4 else V4
@@ -77,7 +83,7 @@ def test_a_row_that_it_filled_fits(af: int) -> None:
 
 
 @pytest.mark.parametrize("af", [4, 6])
-@pytest.mark.parametrize("what", ["family", "laddr", "daddr", "dport"])
+@pytest.mark.parametrize("what", ["family", "laddr", "daddr", "dport", "gone"])
 def test_a_row_that_it_did_not_fill_does_not_fit(af: int, what: str) -> None:
     made, table, real = bound(af)
     q = table.mem.cast("Q")
@@ -87,6 +93,8 @@ def test_a_row_that_it_did_not_fill_does_not_fit(af: int, what: str) -> None:
         q[6], q[7] = LADDRS[1] if af == 4 else LADDRS[0]
     elif what == "daddr":
         q[5] += 1
+    elif what == "gone":
+        made.rewire(Addresses(), RouteTable())
     else:
         table.mem.cast("I")[c.D_PORTS + 1] += 1 << 16
     assert not made.fits(table, 0, real)

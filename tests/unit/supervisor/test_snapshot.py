@@ -15,6 +15,7 @@ import pytest
 from tests.flow import kit
 from tunlb.ipvs import conn as c
 from tunlb.ipvs.sharding import Sharding, shard_keys
+from tunlb.netif import LADDR
 from tunlb.shared import LAYOUT, Shared
 from tunlb.supervisor import snapshot
 from tunlb.supervisor.snapshot import PIECE_ROWS, Head, Reader, SnapshotError, Source
@@ -23,6 +24,7 @@ from tunlb.wiring import pair
 
 KEY = ("web", "tcp", *pair(ip_address("10.0.0.11")), 8080)
 OTHER = ("web", "tcp", *pair(ip_address("10.0.0.12")), 8080)
+LADDRS = {pair(ip_address(kit.V4.laddr)): LADDR}
 SECRET = b"s" * 32
 WORKERS_0 = Head(at_ms=0, at=0.0, workers=0, secret=SECRET, dests=())
 
@@ -84,7 +86,7 @@ def reread(
 ) -> snapshot.Restored:
     with open(path, "rb") as file:
         source = Source(file)
-        reader = Reader(source.head(), tables, numbers, now_ms, now)  # type: ignore[arg-type]
+        reader = Reader(source.head(), tables, numbers, LADDRS, now_ms, now)  # type: ignore[arg-type]
         return reader.place(source)
 
 
@@ -274,10 +276,10 @@ def test_who_may_have_written_it(shared: list[Shared], tmp_path: Path, mode: int
     after = [table(shared), table(shared)]
     if mode & 0o022:
         with pytest.raises(SnapshotError, match=r"others may write to it .* chmod 600"):
-            snapshot.restore(path, after, {KEY: 0}, 0)
+            snapshot.restore(path, after, {KEY: 0}, {}, 0)
         assert conns_of(after[0]).fresh == 0
     else:
-        assert snapshot.restore(path, after, {KEY: 0}, 0)[1] == SECRET
+        assert snapshot.restore(path, after, {KEY: 0}, {}, 0)[1] == SECRET
 
 
 def test_another_users_file(
@@ -287,14 +289,14 @@ def test_another_users_file(
     written(shared, path)
     os.chown(path, 4711, -1)
     with pytest.raises(SnapshotError, match="uid 4711"):
-        snapshot.restore(path, [table(shared)], {KEY: 0}, 0)
+        snapshot.restore(path, [table(shared)], {KEY: 0}, {}, 0)
 
 
 def test_what_is_no_file_at_all(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", tmp_path):
         with pytest.raises((SnapshotError, IsADirectoryError)):
-            snapshot.restore(path, [], {}, 0)
+            snapshot.restore(path, [], {}, {}, 0)
 
 
 def test_more_rows_than_a_piece(shared: list[Shared], tmp_path: Path) -> None:

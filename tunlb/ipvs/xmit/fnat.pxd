@@ -10,4 +10,6 @@ cdef class FullNat(Mode):
     cpdef int bind(self, ConnTable conns, long long row, Service service, Dest dest, long long now) except -1
     cpdef unbind(self, ConnTable conns, long long row)
     cpdef bint rebind(self, ConnTable conns, long long row) except -1
+    cpdef bint fits(self, ConnTable conns, long long row, Dest dest) except -1
+    cdef bint speaks(self, ConnTable conns, long long row) except -1
     cdef LportPool _pool(self, ConnTable conns, long long row)

@@ -65,6 +65,13 @@ class FullNat(Mode):
         pool: LportPool | None = self._pool(conns, row)
         return pool is not None and pool.claim(conns.d[row * 32 + _D_PORTS + 1] & 0xFFFF)
 
+    def fits(self, conns: ConnTable, row: cython.longlong, dest: Dest) -> cython.bint:
+        return Mode.fits(self, conns, row, dest) and self.speaks(conns, row)
+
+    def speaks(self, conns: ConnTable, row: cython.longlong) -> cython.bint:
+        """Is the row's laddr still ours? Else nobody would bring us the answers."""
+        return self.addresses.is_local(conns.q[row * 16 + 6], conns.q[row * 16 + 7])
+
     def _pool(self, conns: ConnTable, row: cython.longlong) -> LportPool | None:
         """The pool that the row's lport is of; None when bind took none."""
         at: cython.longlong = row * 16 + 4

@@ -3,11 +3,9 @@ from tunlb.ipvs.conn cimport ConnTable
 from tunlb.ipvs.dest cimport Dest
 from tunlb.ipvs.mode cimport Mode
 from tunlb.ipvs.service cimport Service
-from tunlb.netif cimport Addresses
 
 cdef class SourceNat(Mode):
     cdef public unsigned int first, size
-    cdef public Addresses addresses
 
     cpdef int bind(self, ConnTable conns, long long row, Service service, Dest dest, long long now) except -1
     cpdef long long rival(self, ConnTable conns, long long row, Service service, int at) except? -1

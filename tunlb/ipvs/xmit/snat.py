@@ -26,8 +26,6 @@ from tunlb.ipvs.dest import FWD_SNAT, Dest
 from tunlb.ipvs.laddr import FIRST_PORT, LAST_PORT, LportPools
 from tunlb.ipvs.mode import Mode
 from tunlb.ipvs.service import Service
-from tunlb.netif import Addresses
-from tunlb.route import RouteTable
 
 PROBES = 128  #: lports tried on a host's laddr, on each further one half as many, but
 PROBES_MIN = 8
@@ -53,10 +51,6 @@ class SourceNat(Mode):
         super().__init__(pools)
         self.first = FIRST_PORT
         self.size = LAST_PORT - FIRST_PORT + 1
-        self.addresses = Addresses()
-
-    def rewire(self, addresses: Addresses, routes: RouteTable) -> None:
-        self.addresses = addresses
 
     def bind(
         self,

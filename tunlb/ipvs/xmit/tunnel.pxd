@@ -9,7 +9,6 @@ from tunlb.packet cimport Packet
 from tunlb.route cimport Route, RouteTable
 
 cdef class Tunnel(Mode):
-    cdef public Addresses addresses
     cdef public RouteTable routes
     cdef public Paths paths
     cdef public dict ends

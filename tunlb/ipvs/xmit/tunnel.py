@@ -64,7 +64,6 @@ class Tunnel(Mode):
     def __init__(self, pools: LportPools) -> None:
         super().__init__(pools)
         self.cuts = True
-        self.addresses = Addresses()
         self.routes = RouteTable()
         self.paths = Paths()
         self.ends: dict[tuple[int, int], FarEnd] = {}
@@ -72,7 +71,7 @@ class Tunnel(Mode):
         self._ident = pools.residue
 
     def rewire(self, addresses: Addresses, routes: RouteTable) -> None:
-        self.addresses = addresses
+        super().rewire(addresses, routes)
         self.routes = routes
         self.ends = {}
 
