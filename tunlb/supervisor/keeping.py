@@ -67,6 +67,7 @@ class Keeping:
                     f"see what it does: {_by_hand(module)}"
                 ) from error
             except KeeperSilent as error:
+                self._kill()  # it would hear of nothing, our end included, and keep its descriptors
                 raise KeeperSilent(
                     f"{what}: importing {module} is not done after {START_S:g} s "
                     f"(does it wait for something?); see what it does: {_by_hand(module)}"
@@ -141,8 +142,6 @@ class Keeping:
             if not self._filled:
                 # It may still be busy with its imports, or one of a user's may have ended it.
                 self._kill()
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(keeper.pid, 0)
             with contextlib.suppress(KeeperError):
                 keeper.exit()
         for fd in self.stored.values():

@@ -73,6 +73,8 @@ def test_a_module_that_waits_is_named(
     monkeypatch.setattr(client, "START_S", 0.5)
     with pytest.raises(KeeperSilent, match=rf"^{HOOK}: importing {MODULE} is not done"):
         keeping.preload()
+    with pytest.raises(KeeperGone, match="SIGKILL"):
+        keeping._get().fetch()
 
 
 @pytest.mark.parametrize(
