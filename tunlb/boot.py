@@ -67,9 +67,14 @@ class Calls(msgspec.Struct, kw_only=True, frozen=True):
     def __bool__(self) -> bool:
         return bool(self.hooks or self.schedulers)
 
-    def modules(self) -> list[str]:
-        named = (*(line.call for line in self.hooks), *self.schedulers)
-        return sorted({call.partition(":")[0] for call in named})
+    def modules(self) -> dict[str, str]:
+        """The modules to import, each with what names it first."""
+        found: dict[str, str] = {}
+        for line in self.hooks:
+            found.setdefault(line.call.partition(":")[0], f"hook {line.call}")
+        for name in self.schedulers:
+            found.setdefault(name.partition(":")[0], f"scheduler {name}")
+        return found
 
     def without(self, known: Calls) -> Calls:
         """What a reload brings, beside the configuration that runs. Hooks wait for a restart."""

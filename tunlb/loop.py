@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from tunlb.boot import BOOT, CALLS, Boot, decode_pieces
+from tunlb.boot import BOOT, CALLS, Boot, Calls, decode_pieces
 from tunlb.channel import Channel, ChannelClosed, blob_lines, get_blob
 from tunlb.conf import Hook as HookConf
 from tunlb.counters import Counters, Event
@@ -76,6 +76,18 @@ def load_hook(line: HookConf) -> Hook:
         hint = "the class is made without arguments, and its point and priority are set"
         raise _refused(line, error, hint) from error
     return hook
+
+
+def attempts(calls: Calls) -> Iterator[str]:
+    """Tries to have each of ``calls``, and says which before it does. Raises HookError,
+    SchedulerError.
+    """
+    for line in calls.hooks:
+        yield f"hook {line.call}"
+        load_hook(line)
+    for name in calls.schedulers:
+        yield f"scheduler {name}"
+        sched.trial(name)
 
 
 def _refused(line: HookConf, error: BaseException, hint: str) -> HookError:
@@ -306,12 +318,8 @@ class WorkerLife:
         del message
         try:
             calls = CALLS.decode(_payload(fds[0]))
-            for line in calls.hooks:
-                self._say("trying", what=f"hook {line.call}")
-                load_hook(line)
-            for name in calls.schedulers:
-                self._say("trying", what=f"scheduler {name}")
-                sched.trial(name)
+            for what in attempts(calls):
+                self._say("trying", what=what)
         except (HookError, sched.SchedulerError) as error:
             self._say("failed", error=str(error))
         else:

@@ -16,6 +16,7 @@ import pytest
 
 from tunlb.conf import loads
 from tunlb.counters import DropReason, Event
+from tunlb.hook import Hook
 from tunlb.ipvs.dest import Dest
 from tunlb.ipvs.sched import names as scheduler_names
 from tunlb.packet import Packet
@@ -273,6 +274,31 @@ def test_page_names_every_scheduler(page: str) -> None:
 def test_schedulers_have_their_rows() -> None:
     rows = [row[0].strip("`") for row in table(DOCS / "schedulers.md", "name")]
     assert sorted(rows) == scheduler_names()
+
+
+def test_readme_has_every_make_target() -> None:
+    shown = re.findall(r"^\| `make ([\w-]+)` \|", text(ROOT / "README.md"), flags=re.MULTILINE)
+    helped = re.findall(r"^([\w-]+):.*## ", text(ROOT / "Makefile"), flags=re.MULTILINE)
+    assert sorted(shown) == sorted(helped)
+
+
+def our_hooks() -> Iterator[type[Hook]]:
+    """Those that tunlb itself registers. One of a user's has a place of its own."""
+    for path in sorted(PACKAGE.glob("ipvs/*.py")) + sorted(PACKAGE.glob("pipeline/*.py")):
+        importlib.import_module(f"tunlb.{path.parent.name}.{path.stem}")
+    for cls in Hook.__subclasses__():
+        if cls.__module__.startswith(("tunlb.ipvs.", "tunlb.pipeline.")):
+            yield cls
+
+
+def test_hooks_page_has_our_own() -> None:
+    rows = {row[0].strip("`"): row[2] for row in table(DOCS / "hooks.md", "point")}
+    found = {(cls.point.name.lower(), f"`{cls.__name__}` at {cls.priority}") for cls in our_hooks()}
+    told = {
+        (point, own) for point, cell in rows.items() for own in re.findall(r"`\w+` at \d+", cell)
+    }
+    assert told == found
+    assert len(found) >= 5
 
 
 # ---- examples -----------------------------------------------------------------------------------

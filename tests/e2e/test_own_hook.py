@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from tests.e2e.kit import LabFactory, counters, serves, with_keys, with_lines
 from tunlb.lab import Lab, clients
 from tunlb.lab.process import TunlbError, environment
 
-CLIENT = "10.0.0.2"
+RUN = "    def run(self, pkt, now):\n        return 1\n"
 
 
 def deny() -> str:
@@ -69,7 +70,11 @@ def test_it_refuses_a_client(lab: LabFactory, env: dict[str, str], call: str, wo
     ("call", "told"),
     [
         ("tunlb_e2e_exits:Hook", "hook tunlb_e2e_exits:Hook: SystemExit"),
-        ("tunlb_e2e_dies:Hook", "the keeper .* is gone"),
+        (
+            "tunlb_e2e_dies:Hook",
+            r"hook tunlb_e2e_dies:Hook: importing tunlb_e2e_dies ended the process "
+            r"\(exit status 1\); see what it does: ",
+        ),
         ("tunlb_e2e_idle:Idle", r"needs a method run\(self, pkt, now\)"),
         ("e2e-nosuch", '"e2e-nosuch" is not known'),
     ],
@@ -81,4 +86,22 @@ def test_one_that_cannot_be_had(lab: LabFactory, env: dict[str, str], call: str,
         made.start_tunlb(with_lines(made.topology.config_text, hook), env=env)
     tunlb = made.start_tunlb()
     assert serves(made)
+    assert tunlb.stop() == 0
+
+
+def test_one_that_ends_the_next_program(lab: LabFactory, env: dict[str, str]) -> None:
+    """A new version of the hook does: an upgrade is refused, and says whose fault it is."""
+    made = lab("one-arm")
+    call = "tunlb_e2e_changes:Idle"
+    source = Path(env["PYTHONPATH"].partition(os.pathsep)[0]) / "tunlb_e2e_changes.py"
+    source.write_text(source.with_name("tunlb_e2e_idle.py").read_text() + RUN)
+    hook = {"kind": "hook", "point": "forward", "call": call}
+    tunlb = made.start_tunlb(with_lines(made.topology.config_text, hook), env=env)
+    source.write_text("import os\nos._exit(3)  # a new version\n")
+    with clients.connection(made.client, made.topology.vips.v4, 7) as conn:
+        os.kill(tunlb.pid, signal.SIGUSR2)
+        refused = tunlb.wait_event(("upgrade_refused",), timeout=30)
+        told = f"the new program ended (exit status 3) while trying hook {call}"
+        assert refused["error"] == told
+        assert conn.echo(b"still here") == b"still here"
     assert tunlb.stop() == 0

@@ -15,6 +15,7 @@ from tests.e2e.kit import (
     LabFactory,
     counters,
     eventually,
+    lines_of,
     serves,
     service,
     stopped,
@@ -259,3 +260,28 @@ def test_a_tun_takes_its_routes_back(lab: LabFactory) -> None:
     assert "10.0.3.101" not in table
     assert tunlb.stop() == 0
     assert made.director.run(["ip", "rule"]).stdout == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_vip_and_laddr_on_a_tun_drain(lab: LabFactory, family: Family) -> None:
+    """The kernel's routes to what a reload takes away stay as long as its conns may."""
+    made = lab("tun")
+    text = with_keys(made.topology.config_text, "service", drain_s=4)
+    vip = made.topology.vips.of(family)
+    keys = [key for line in lines_of(text) if (key := line.get("name", line.get("service")))]
+    gone = text
+    for name in {str(key) for key in keys if str(key).endswith(family)}:
+        gone = without(without(gone, kind="dest", service=name), kind="service", name=name)
+    tunlb = made.start_tunlb(text)
+
+    def routed() -> bool:
+        shown = made.director.run(["ip", "route", "get", vip], check=False).stdout
+        return "dev lb0" in shown
+
+    with clients.connection(made.client, vip, 7) as conn:
+        assert conn.echo(b"before") == b"before"
+        assert tunlb.reload(gone)["event"] == "reloaded"
+        assert conn.echo(b"while it drains") == b"while it drains"
+        assert routed()
+        eventually(lambda: not routed(), 15)
+    assert tunlb.stop() == 0

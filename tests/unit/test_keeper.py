@@ -250,7 +250,7 @@ def test_no_interpreter(keepers: Keepers, monkeypatch: pytest.MonkeyPatch) -> No
 def test_one_that_dies_is_gone(keepers: Keepers) -> None:
     keeper = keepers.start()
     os.kill(keeper.pid, signal.SIGKILL)
-    with pytest.raises(KeeperGone, match=r"is gone \(exit status -9\)"):
+    with pytest.raises(KeeperGone, match=r"is gone \(SIGKILL\)"):
         keeper.fetch()
     with pytest.raises(KeeperGone):
         keeper.fetch()
@@ -655,6 +655,29 @@ def test_sigterm_ends_it_and_its_workers(keepers: Keepers, stubborn: bool) -> No
     assert worker.process.ends()
     assert process.ends()
     assert os.waitstatus_to_exitcode(os.waitpid(keeper.pid, 0)[1]) == 0
+
+
+# A SIGTERM that comes right after one of its steps, in the turn that finds the supervisor gone.
+AFTER = """
+def after(method):
+    def wrapper(self, *arguments):
+        method(self, *arguments)
+        if self._supervisor is None:
+            server.Server.{step} = method
+            os.kill(os.getpid(), signal.SIGTERM)
+    return wrapper
+
+server.Server.{step} = after(server.Server.{step})
+"""
+
+
+@pytest.mark.parametrize("step", ["_hear_supervisor", "_greet", "_stand_alone"])
+def test_no_sigterm_is_missed(keepers: Keepers, step: str) -> None:
+    keeper = keepers.start(AFTER.format(step=step))
+    process = keepers.process(keeper.pid)
+    keepers.fork(keeper).ask(TAKE_SIGTERM)
+    keeper.close()
+    assert process.ends()
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])

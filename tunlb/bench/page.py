@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
 from tunlb.bench.figures import AGAINST, Row, grouped, number
 from tunlb.bench.goals import JUDGED_BY_LIMIT, Verdict
@@ -20,21 +20,46 @@ STYLE: Final = """
 body { margin: 0 auto; max-width: 76rem; padding: 1rem 1.2rem 4rem; color: var(--ink);
   background: var(--ground); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-p.soft, figcaption, td.soft { color: var(--soft); }
+.soft, figcaption { color: var(--soft); }
 figure { margin: 1.2rem 0 2rem; } figcaption { font-size: .9rem; }
 figure svg { max-width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .16rem .7rem .16rem 0; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, td.text { text-align: left; }
-td.text { white-space: normal; } thead th { border-bottom: 1px solid var(--faint); }
-tr.load th { padding-top: 1.1rem; text-align: left; border-bottom: 1px solid var(--faint); }
+th, td { padding: .16rem .7rem .16rem 0; text-align: left; white-space: nowrap; }
+.number { text-align: right; } .text { white-space: normal; }
+thead th { border-bottom: 1px solid var(--faint); }
+tr.load th { padding-top: 1.1rem; border-bottom: 1px solid var(--faint); }
 tr.load span { font-weight: normal; color: var(--soft); }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
 ul.doubts { background: var(--doubt); border-radius: 6px; padding: .7rem 1rem .7rem 2rem; }
 code { background: color-mix(in srgb, var(--faint) 40%, transparent); padding: .1em .35em;
   border-radius: 4px; overflow-wrap: anywhere; }
 """
+
+
+class Column(NamedTuple):
+    """A column of a table. What it is of is the class of its head and cells, and aligns both."""
+
+    head: str
+    kind: Literal["name", "text", "number"]
+
+
+GOALS: Final = (
+    Column("subject", "name"),
+    Column("goal", "text"),
+    Column("measured", "number"),
+    Column("verdict", "text"),
+)
+FIGURES: Final = (
+    Column("subject", "name"),
+    Column("", "name"),
+    Column("median", "number"),
+    Column("min-max", "number"),
+    *(Column(f"x {name}", "number") for name in AGAINST),
+    Column("CPU/packet", "number"),
+    Column("cores", "number"),
+)
+MACHINE: Final = (Column("", "name"), Column("", "text"))
 
 # A plot has these colours nowhere else, and on a page they become the page's own, so that it can
 # be read on a dark one.
@@ -96,25 +121,25 @@ def _goals(verdicts: Sequence[Verdict]) -> str:
     lines = []
     for verdict in verdicts:
         style = {True: "good", False: "bad", None: "soft"}[verdict.reached]
-        lines.append(
-            f"<tr><td>{escape(verdict.subject)}</td><td class='text'>{escape(str(verdict.goal))}"
-            f"</td><td>{verdict.ratio or ''}</td>"
-            f"<td class='text {style}'>{escape(verdict.sentence)}</td></tr>"
-        )
-    return _table(("subject", "goal", "measured", "verdict"), lines)
+        cells = [
+            escape(verdict.subject),
+            escape(str(verdict.goal)),
+            str(verdict.ratio or ""),
+            f'<span class="{style}">{escape(verdict.sentence)}</span>',
+        ]
+        lines.append(_row(GOALS, cells))
+    return _table(GOALS, lines)
 
 
 def _figures(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> str:
     marks = {(v.goal.load, v.goal.metric, v.subject, v.goal.against): v for v in verdicts}
-    heads = ("subject", "", "median", "min-max", *(f"x {name}" for name in AGAINST))
-    heads = (*heads, "CPU/packet", "cores")
     lines = []
     for group in grouped(rows):
         scale = group[0].scale
         lower = ", lower is better" if scale.better == "lower" else ""
         about = f"{scale.title}, {scale.unit}{lower}"
         lines.append(
-            f'<tr class="load"><th colspan="{len(heads)}">{escape(scale.name)}'
+            f'<tr class="load"><th colspan="{len(FIGURES)}">{escape(scale.name)}'
             f" <span>{escape(about)}</span></th></tr>"
         )
         for row in group:
@@ -128,8 +153,8 @@ def _figures(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> str:
                 "" if row.cpu_ns is None else f"{number(row.cpu_ns)} ns",
                 "" if row.cpu_cores is None else number(row.cpu_cores),
             ]
-            lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return _table(heads, lines)
+            lines.append(_row(FIGURES, cells))
+    return _table(FIGURES, lines)
 
 
 def _ratio(row: Row, against: str, marks: Mapping[tuple[str, str, str, str], Verdict]) -> str:
@@ -159,18 +184,22 @@ def _machine(head: Head) -> str:
         else "left to the kernel",
         **{f"skipped: {name}": first_line(why) for name, why in head.skipped.items()},
     }
-    return _table(
-        (),
-        [
-            f"<tr><td>{escape(name)}</td><td class='text'>{escape(fact)}</td></tr>"
-            for name, fact in facts.items()
-        ],
+    lines = [_row(MACHINE, (escape(name), escape(fact))) for name, fact in facts.items()]
+    return _table(MACHINE, lines)
+
+
+def _row(columns: Sequence[Column], cells: Iterable[str], tag: str = "td") -> str:
+    """``cells`` are markup."""
+    made = (
+        f'<{tag} class="{column.kind}">{cell}</{tag}>'
+        for column, cell in zip(columns, cells, strict=True)
     )
+    return f"<tr>{''.join(made)}</tr>"
 
 
-def _table(heads: Iterable[str], lines: Iterable[str]) -> str:
-    cells = "".join(f"<th>{escape(head)}</th>" for head in heads)
-    above = f"<thead><tr>{cells}</tr></thead>\n" if cells else ""
+def _table(columns: Sequence[Column], lines: Iterable[str]) -> str:
+    heads = [escape(column.head) for column in columns]
+    above = f"<thead>{_row(columns, heads, 'th')}</thead>\n" if any(heads) else ""
     return f'<div class="wide"><table>\n{above}' + "\n".join(lines) + "\n</table></div>"
 
 

@@ -17,7 +17,7 @@ the name, but is remembered for that moment. So an upgrade may say `listen` to t
 
 from __future__ import annotations
 
-from tunlb.keeper.client import Busy, Fetched, Keeper, KeeperError, KeeperGone
+from tunlb.keeper.client import Busy, Fetched, Keeper, KeeperError, KeeperGone, KeeperSilent
 from tunlb.keeper.server import serve
 
-__all__ = ["Busy", "Fetched", "Keeper", "KeeperError", "KeeperGone", "serve"]
+__all__ = ["Busy", "Fetched", "Keeper", "KeeperError", "KeeperGone", "KeeperSilent", "serve"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -30,7 +31,15 @@ class KeeperError(Exception):
 
 
 class KeeperGone(KeeperError):
-    """The keeper has died or was left."""
+    """The keeper has died (``status``: how, if it was our child) or was left."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class KeeperSilent(KeeperError):
+    """The keeper did not answer in time, and may yet do it."""
 
 
 class Busy(NamedTuple):
@@ -152,7 +161,9 @@ class Keeper:
         self._request("listen", control=control)
 
     def preload(self, modules: Sequence[str]) -> None:
-        """Imports modules that workers will need; the error names the one that cannot be had."""
+        """Imports modules that workers will need; the error names the one that cannot be had, or is
+        KeeperGone: one of them has ended the process.
+        """
         self._request("preload", timeout_s=START_S, modules=list(modules))
 
     def store(self, descriptors: Mapping[str, int]) -> None:
@@ -231,7 +242,7 @@ class Keeper:
                 self._channel.settimeout(timeout_s)
                 reply, received = self._exchange(request, fds, **arguments)
         except TimeoutError:
-            raise KeeperError(
+            raise KeeperSilent(
                 f"the keeper (pid {self.pid}) did not answer `{request}` in {timeout_s:g} s"
             ) from None
         except ChannelError as error:
@@ -256,9 +267,9 @@ class Keeper:
     def _gone(self, error: ChannelError) -> KeeperError:
         self.close()
         status = self._wait()
-        end = "" if status is None else f" (exit status {status})"
+        end = "" if status is None else f" ({ending(status)})"
         if self._answered:
-            return KeeperGone(f"the keeper, pid {self.pid}, is gone{end}: {error}")
+            return KeeperGone(f"the keeper, pid {self.pid}, is gone{end}: {error}", status)
         return KeeperError(
             f"the keeper, pid {self.pid}, did not start{end}: see its messages above"
         )
@@ -279,6 +290,18 @@ class Keeper:
             return None
         finally:
             os.close(pidfd)
+
+
+def ending(status: int) -> str:
+    """How a process ended, of its exit status, or negative the signal."""
+    return f"exit status {status}" if status >= 0 else signal_name(-status)
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # most real-time ones have no name
 
 
 def _module_path() -> str:

@@ -94,13 +94,15 @@ class Server:
         while not self._done:
             self._wait()
             self._bury()
+            # Before the supervisor is heard, so that one whose end came first is gone by then. A
+            # SIGTERM from here on is for the next turn.
+            terminated, self._terminated = self._terminated, False
             self._hear_supervisor()
             self._accept()
             self._greet()
+            # Else it was told to stop as well, and stops us in its own time.
             if self._supervisor is None:
-                self._stand_alone()
-            # with a supervisor, which was told to stop as well, and stops us in its own time
-            self._terminated = False
+                self._stand_alone(terminated)
 
     def _on_sigterm(self, *_: object) -> None:
         self._terminated = True
@@ -173,11 +175,11 @@ class Server:
         supervisor.close()
         self._supervisor = None
 
-    def _stand_alone(self) -> None:
+    def _stand_alone(self, terminated: bool) -> None:
         """Goes on without a supervisor as long as that is of use."""
         if not (self._alive() or self._store):
             self._done = True
-        elif self._terminated or not (self._listener is not None or self._can_be_found()):
+        elif terminated or not (self._listener is not None or self._can_be_found()):
             self._end()
 
     def _can_be_found(self) -> bool:
@@ -275,8 +277,8 @@ class Server:
         for name in request["modules"]:
             try:
                 import_module(name)
-            # SystemExit: a module that is also a program
-            except (Exception, SystemExit) as error:
+            # More than Exception: a module that is also a program raises SystemExit
+            except BaseException as error:
                 raise Refused(f"{name}: {_describe(error)}") from error
         _settle()
         return {}, ()

@@ -6,11 +6,20 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from tunlb.channel import Channel
-from tunlb.keeper.client import Keeper, KeeperError, KeeperGone
+from tunlb.keeper.client import (
+    START_S,
+    Keeper,
+    KeeperError,
+    KeeperGone,
+    KeeperSilent,
+    ending,
+    signal_name,
+)
 from tunlb.log import Logger
 from tunlb.supervisor.health import Health
 
@@ -19,14 +28,14 @@ class Keeping:
     """The keeper, whichever process that is at the moment.
 
     It owns ``stored``: each descriptor under the name by which the keeper has a copy, once
-    :meth:`fill` was called. What the keeper cannot do raises KeeperError until :meth:`watch`; from
-    then on it is replaced for it.
+    :meth:`fill` was called. ``modules`` are users', each with what names it. What the keeper cannot
+    do raises KeeperError until :meth:`watch`; from then on it is replaced for it.
     """
 
-    def __init__(self, modules: Sequence[str], log: Logger) -> None:
+    def __init__(self, modules: Mapping[str, str], log: Logger) -> None:
         self.stored: dict[str, int] = {}
         self.up = asyncio.Event()
-        self._modules = list(modules)
+        self._modules = modules
         self._log = log
         self._health = Health()
         self._keeper: Keeper | None = None
@@ -42,11 +51,29 @@ class Keeping:
         self._pidfd = os.pidfd_open(self._keeper.pid)
 
     def preload(self) -> None:
-        """Have it load users' modules (blocks until it has started). One that cannot be imported is
-        for the worker to complain of: it says whose hook that is.
+        """Have it load users' modules (blocks until it has started). Raises KeeperError for one
+        that ends the keeper, or does not let it go on. One that just cannot be imported is for the
+        worker to complain of.
         """
-        with contextlib.suppress(KeeperError):
-            self._get().preload(self._modules)
+        keeper = self._get()
+        keeper.preload(())  # from its answer on, what ends it is what it imports
+        for module, what in self._modules.items():
+            try:
+                keeper.preload((module,))
+            except KeeperGone as error:
+                end = "" if error.status is None else f" ({ending(error.status)})"
+                raise KeeperGone(
+                    f"{what}: importing {module} ended the process{end}; "
+                    f"see what it does: {_by_hand(module)}"
+                ) from error
+            except KeeperSilent as error:
+                self._kill()  # it would hear of nothing, our end included, and keep its descriptors
+                raise KeeperSilent(
+                    f"{what}: importing {module} is not done after {START_S:g} s "
+                    f"(does it wait for something?); see what it does: {_by_hand(module)}"
+                ) from error
+            except KeeperError:
+                pass
 
     def fill(self) -> None:
         """Have it load users' modules and keep what is stored (blocks until it has started)."""
@@ -114,9 +141,7 @@ class Keeping:
         if keeper is not None:
             if not self._filled:
                 # It may still be busy with its imports, or one of a user's may have ended it.
-                with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                    os.kill(keeper.pid, signal.SIGKILL)
-                    os.waitpid(keeper.pid, 0)
+                self._kill()
             with contextlib.suppress(KeeperError):
                 keeper.exit()
         for fd in self.stored.values():
@@ -141,8 +166,12 @@ class Keeping:
         if not self._watched or self._keeper is None:
             raise error
         self._log.error("keeper_failed", error=str(error))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._keeper.pid, signal.SIGKILL)
+        self._kill()
+
+    def _kill(self) -> None:
+        """By its pidfd: who saw its end before us may have reaped it, and its pid be another's."""
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -173,9 +202,7 @@ class Keeping:
             await asyncio.to_thread(self._refill)
         except KeeperError as error:
             self._log.error("keeper_failed", error=str(error))
-            keeper = self._keeper
-            if keeper is not None:
-                os.kill(keeper.pid, signal.SIGKILL)
+            self._kill()
         else:
             now = time.monotonic()
             self._health.ready(now)
@@ -193,5 +220,9 @@ class Keeping:
 def how(status: int | None) -> dict[str, object]:
     """How a process ended, for a log line: its signal, or its exit status if anybody knows it."""
     if status is not None and status < 0:
-        return {"signal": signal.Signals(-status).name}
+        return {"signal": signal_name(-status)}
     return {"status": status}
+
+
+def _by_hand(module: str) -> str:
+    return f"{sys.executable} -c 'import {module}'"

@@ -17,7 +17,7 @@ from tunlb.destids import DestIds
 from tunlb.ipvs import sched
 from tunlb.keeper.client import Busy, Keeper, KeeperError
 from tunlb.log import Logger
-from tunlb.loop import HookError, load_hook
+from tunlb.loop import HookError, attempts
 from tunlb.mailbox import open_mailbox
 from tunlb.privileges import UnknownUser, lookup_user
 from tunlb.shared import LayoutError, Shared
@@ -204,11 +204,8 @@ def fits(config: Config, state_fd: int, conns_fd: int, stats_fd: int) -> None:
         Shared.attach(conns_fd, stats_fd)
         config = live(state.config, config)
         apply(state, config, ())
-        calls = calls_of(config)
-        for line in calls.hooks:
-            load_hook(line)
-        for name in calls.schedulers:
-            sched.trial(name)
+        for what in attempts(calls_of(config)):
+            print(f"trying {what}", flush=True)  # for who asks, should it end this process
     except (StateError, LayoutError, HookError, sched.SchedulerError, ValueError) as error:
         raise StartError(str(error)) from error
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from tunlb.keeper.client import ending
 from tunlb.supervisor.state import Upgrade
 
 #: Held back across the change: the default of each would end a process that has no handlers yet.
@@ -47,8 +48,11 @@ def try_next(fds: Sequence[int]) -> str | None:
         return f"the new program cannot be tried: {error}"
     if done.returncode == 0:
         return None
-    said = (done.stderr or done.stdout).strip()
-    return said or f"the new program ended with status {done.returncode} and said nothing"
+    if said := done.stderr.strip():
+        return said
+    doing = done.stdout.strip().rpartition("\n")[2]
+    while_it = f"while {doing}" if doing else "and said nothing"
+    return f"the new program ended ({ending(done.returncode)}) {while_it}"
 
 
 def become_next() -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tests.unit.bench.bench_run import BASE, HEAD, NOT_UNDER, SPEEDS, Maker, sample
 from tunlb.bench import page, report
-from tunlb.bench.figures import VALUE
+from tunlb.bench.figures import AGAINST, VALUE
 from tunlb.bench.goals import GOALS, Goal
 from tunlb.bench.loads import LOADS
 from tunlb.bench.samples import Head, Sample
@@ -220,6 +220,42 @@ def test_page_is_whole_and_fetches_nothing(folder: Path) -> None:
     check(html)
     for said in (HEAD.command, HEAD.cpu, "bulk &gt;= 0.95 x reflector", "iperf3 3.12", "p99.9"):
         assert said in html
+
+
+class Tables(HTMLParser):
+    """The classes of the cells of each table's rows; of those that span columns there are fewer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[list[list[str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in {"th", "td"} and "colspan" not in dict(attrs):
+            self.tables[-1][-1].append(dict(attrs).get("class"))
+
+
+def test_a_columns_head_is_aligned_as_its_cells(folder: Path) -> None:
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    read = Tables()
+    read.feed(html)
+    tables = [{tuple(row) for row in table if row} for table in read.tables]
+    numbers = ("number",) * (2 + len(AGAINST) + 2)
+    assert tables == [
+        {("name", "text", "number", "text")},
+        {("name", "name", *numbers)},
+        {("name", "text")},
+    ]
+    assert '<th class="text">verdict</th>' in html
+    assert '<th class="number">median</th>' in html
+    aligned = re.findall(r"([^{}]*) \{[^{}]*text-align: (\w+)", page.STYLE)
+    assert [(chosen.strip(), side) for chosen, side in aligned] == [
+        ("th, td", "left"),
+        (".number", "right"),
+    ]
 
 
 def test_page_escapes_what_others_wrote(tmp_path: Path) -> None:

@@ -35,7 +35,11 @@ def test_calls_of_a_configuration() -> None:
     calls = calls_of(config)
     assert calls.schedulers == ("a:B", "b.c:D")
     assert [line.call for line in calls.hooks] == ["x.y:Z"]
-    assert calls.modules() == ["a", "b.c", "x.y"]
+    assert calls.modules() == {
+        "x.y": "hook x.y:Z",
+        "a": "scheduler a:B",
+        "b.c": "scheduler b.c:D",
+    }
     assert not calls_of(loads(named("rr", "mh")))
 
 
