@@ -31,7 +31,7 @@ PORT = 7  # of the far host's echo servers, by TCP and UDP
 CLOSED = 9999
 LADDR = {"v4": "10.0.1.200", "v6": "fd01::200"}
 # Longer than a port is silent while they are filled, and no longer than that needs.
-FREED_S = 10 if COMPILED else 40
+FREED_S = 15 if COMPILED else 40
 IPV6_CHECKSUM = 7
 RECVERR = {"v4": (socket.IPPROTO_IP, 11), "v6": (socket.IPPROTO_IPV6, 25)}
 #: What kernels say unasked; and of the flood what a queue has no room for.
