@@ -55,7 +55,7 @@ e2e: ## real clients and servers in namespaces
 e2e-run:
 	@$(call end-to-end,end to end,$(CURDIR),)
 
-e2e-pure: pure
+e2e-pure: pure ## the same on the uncompiled build, without the slow ones
 	@export PYTHONPATH=$(CURDIR)/build/pure && \
 	  $(call end-to-end,uncompiled$(COMMA) end to end (without the slow ones),$(CURDIR)/build/pure,and not slow,$(FEW))
 
