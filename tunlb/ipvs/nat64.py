@@ -79,6 +79,7 @@ class Nat64(FullNat):
         self._ident = pools.residue
 
     def rewire(self, addresses: Addresses, routes: RouteTable) -> None:
+        super().rewire(addresses, routes)
         self.routes = routes
 
     def bind(
