@@ -238,7 +238,9 @@ def test_nothing_is_left_for_the_collector() -> None:
 
 
 def test_no_step_takes_long() -> None:
-    """CPU time, whatever else the machine does. All at once takes more than ten times as long."""
+    """CPU time, against that of all steps: whatever the machine, and whatever else it does. (Where
+    all of them take 0.6 s, the longest, which puts 3,000 dests in place, takes 16 ms.)
+    """
     compiled = tunlb.build() == "compiled"
     size = 65537 if compiled else 4093
     count = 300 if compiled else 60
@@ -263,7 +265,7 @@ def test_no_step_takes_long() -> None:
             took.append(time.thread_time() - began)
     finally:
         gc.enable()
-    assert max(took) < 0.02
+    assert max(took) < sum(took) / 20
     assert sum(took) > 10 * max(took)
     assert states(rig) == []
 
@@ -293,4 +295,4 @@ def test_no_step_takes_long_with_ten_thousand_prefixes() -> None:
     finally:
         gc.enable()
     assert len(took) > 100
-    assert max(took) < 0.02
+    assert max(took) < sum(took) / 20
