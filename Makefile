@@ -10,6 +10,8 @@ RUN    := $(CURDIR)/.venv/bin/python
 # --no-header keeps paths of the machine out of logs that are pasted elsewhere
 PYTEST := $(RUN) -m pytest --no-header
 JOBS   ?= 2
+# End-to-end tests wait more than they work.
+E2E_JOBS ?= 3
 INSIDE := tests/unit tests/flow tests/property
 # what `make e2e` and the others pass on: make e2e ARGS="-k tun", make demo ARGS=--rootless
 ARGS   ?=
@@ -69,8 +71,8 @@ define end-to-end
 cd $(2) && \
   echo "== $(1): one at a time" && \
   { $(PYTEST) tests/e2e -m 'alone $(3)' $(4) $(ARGS)$(NONE_IS_FINE) } && \
-  echo "== $(1): $(JOBS) at a time" && \
-  { $(PYTEST) tests/e2e -m 'not alone $(3)' -n $(JOBS) --dist loadfile $(4) $(ARGS)$(NONE_IS_FINE) }
+  echo "== $(1): $(E2E_JOBS) at a time" && \
+  { $(PYTEST) tests/e2e -m 'not alone $(3)' -n $(E2E_JOBS) --dist loadfile $(4) $(ARGS)$(NONE_IS_FINE) }
 endef
 NONE_IS_FINE = $(if $(ARGS), || [ $$? = 5 ]);
 
